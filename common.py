@@ -1,0 +1,220 @@
+"""What the stages share: constants from the command line, files that are written whole or not at all, prompts, and the
+fingerprints by which a stage knows that the files it was given belong together."""
+import ast
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+
+# Messages of torch's and vLLM's internals are for their developers. Before torch is imported; set them to see more.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from tqdm import tqdm  # noqa: E402
+
+STAGES = ("prepare.py", "estimate_value.py", "train_apo.py", "evaluate.py")
+
+
+# ---- constants ---------------------------------------------------------------------------------------------------
+
+def configure(script):
+    """Override a script's constants, its lower-case numbers, strings and booleans, from the command line.
+
+        python train_apo.py config/gsm8k_qwen2.5_1.5b.py --lr=2e-6
+
+    Later arguments win. A preset is a file of `name = value` lines and serves all stages: what only another stage has is
+    skipped. script is the caller's globals(). Exits with one line on an unknown name or a value of the wrong type.
+    """
+    mine = {k: v for k, v in script.items() if k.islower() and k[0] != "_" and type(v) in (bool, int, float, str)}
+    here = os.path.dirname(os.path.abspath(__file__))
+
+    def unknown(where, name, names):
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        sys.exit(f"error: {where}: there is no constant {name!r}" + (f"; did you mean {near[0]}?" if near else
+                 f"; --help lists those of {os.path.basename(script['__file__'])}"))
+
+    def override(where, name, value):
+        kind = type(mine[name])
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            sys.exit(f"error: {where}: {name} is of type {kind.__name__}, such as {mine[name]!r}; got {value!r}")
+        script[name] = value
+
+    for arg in sys.argv[1:]:
+        if arg in ("-h", "--help"):
+            with open(script["__file__"]) as f:
+                print(f.read().split("# " + "-" * 20)[0])  # the docstring and the constants, with their comments
+            sys.exit(0)
+        if arg.startswith("--"):
+            name, eq, text = arg[2:].partition("=")
+            if name not in mine:
+                unknown(arg, name, mine)
+            if not eq:
+                sys.exit(f"error: {arg}: constants are set as --{name}=value")
+            override(arg, name, text if type(mine[name]) is str else literal(text))
+        elif os.path.isfile(arg):
+            others = {name for stage in STAGES for name, _ in assignments(os.path.join(here, stage))}
+            for name, value in assignments(arg):
+                if name in mine:
+                    override(arg, name, value)
+                elif name not in others:
+                    unknown(arg, name, sorted(others))
+        else:
+            sys.exit(f"error: {arg}: neither --name=value nor a preset file")
+    return {name: script[name] for name in mine}
+
+
+def assignments(path):
+    """[(name, value)] of the top-level `name = constant` lines of a Python file. Nothing is executed."""
+    with open(path) as f:
+        tree = ast.parse(f.read(), path)
+    return [(n.targets[0].id, literal(ast.unparse(n.value))) for n in tree.body
+            if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and n.targets[0].id.islower()]
+
+
+def literal(text):
+    """A Python literal, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@contextmanager
+def one_line_errors():
+    """Around reading input: what is wrong with it is said in one line, exit status 1. Not for use around computation."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: {' '.join(str(e).split())}")
+
+
+def single_process():
+    """Exit with one line if torchrun started more than one process."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.exit("error: this stage runs in one process for now; use --nproc_per_node=1")
+
+
+def progress(iterable=None, **kwargs):
+    """tqdm, but a log file gets a line every 30 seconds instead of ten a second."""
+    return tqdm(iterable, mininterval=0.2 if sys.stderr.isatty() else 30, **kwargs)
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+def read_jsonl(path, keys):
+    """List of the objects in a .jsonl file, each with at least `keys`. Raises ValueError naming file and line."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    rows = []
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                raise ValueError(f"{path}, line {number}: not valid JSON: {e}") from None
+            lacking = [k for k in keys if not isinstance(row, dict) or k not in row]
+            if lacking:
+                raise ValueError(f"{path}, line {number}: no {lacking[0]!r} in it")
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: empty")
+    return rows
+
+
+@contextmanager
+def whole_file(path, mode="w"):
+    """Open a file for writing that appears under its name complete, or not at all."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(temporary, mode) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+@contextmanager
+def whole_folder(path):
+    """The same for a folder: yields a temporary one that takes the name `path` when the block ends well."""
+    temporary, old = f"{path}.tmp-{os.getpid()}", f"{path}.old-{os.getpid()}"
+    os.makedirs(temporary)
+    try:
+        yield temporary
+        if os.path.isdir(path):
+            os.rename(path, old)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_jsonl(path, rows):
+    with whole_file(path) as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------------
+
+def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, context):
+    """Rows of data/<task>/<split>.jsonl, each with "tokens", its prompt's token ids (list of int).
+
+    A prompt that is longer than max_prompt_tokens (0: no limit), or than the model's `context` tokens, is an error, or
+    left out with a message if drop_long_prompts. Raises FileNotFoundError or ValueError with one line.
+    """
+    path = os.path.join("data", task, f"{split}.jsonl")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file; make it with: python prepare.py --task={task}")
+    rows = read_jsonl(path, ("id", "task", "prompt", "answer"))
+    limit = min(max_prompt_tokens or context, context)
+    for row, tokens in zip(rows, tokenizer([r["prompt"] for r in rows], add_special_tokens=False)["input_ids"]):
+        row["tokens"] = tokens
+    long = [i for i, row in enumerate(rows) if len(row["tokens"]) > limit]
+    if long and not drop_long_prompts:
+        raise ValueError(f"{path}, line {long[0] + 1}: the prompt has {len(rows[long[0]]['tokens'])} tokens, the limit is "
+                         f"{limit} ({len(long)} of {len(rows)} are longer); raise --max_prompt_tokens (the model's context "
+                         f"leaves {context}), or leave them out with --drop_long_prompts=True")
+    if long:
+        print(f"{path}: {len(long)} of {len(rows)} prompts have more than {limit} tokens and are left out")
+        rows = [row for row in rows if len(row["tokens"]) <= limit]
+        if not rows:
+            raise ValueError(f"{path}: no prompt is left under {limit} tokens; raise --max_prompt_tokens")
+    return rows
+
+
+def check_vocabulary(tokenizer, vocab_size, path):
+    """Raises ValueError if the tokenizer can make ids that the model has no embedding for."""
+    if len(tokenizer) > vocab_size:
+        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} entries, the model's vocabulary only {vocab_size}; "
+                         "they don't belong together")
+
+
+# ---- fingerprints ------------------------------------------------------------------------------------------------
+
+def fingerprint_files(paths):
+    """SHA-256 over the contents of files, in the order given."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as f:
+            total.update(hashlib.file_digest(f, "sha256").digest())
+    return total.hexdigest()
+
+
+def fingerprint_prompts(rows):
+    """SHA-256 over what stage 1 saw of each prompt: its id, task, tokens and answer."""
+    seen = [[row["id"], row["task"], row["tokens"], row["answer"]] for row in rows]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def fingerprint_code(path):
+    """SHA-256 over a Python file's meaning: its syntax tree, so that comments and layout don't count."""
+    with open(path) as f:
+        return hashlib.sha256(ast.dump(ast.parse(f.read())).encode()).hexdigest()

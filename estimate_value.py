@@ -1,0 +1,193 @@
+"""Stage 1 of A*-PO: estimate the optimal value V* of every training prompt, offline, from the reference model.
+
+    python estimate_value.py                                         # the embedded arithmetic task
+    python estimate_value.py config/gsm8k_qwen2.5_1.5b.py            # a preset
+    python estimate_value.py config/gsm8k_qwen2.5_1.5b.py --samples_per_prompt=16
+
+Each prompt x gets N samples y_1 ... y_N from the reference model and
+
+    V*(x) = beta1 ln( 1/N sum_i exp(r(x, y_i) / beta1) )                                         (paper, eq. 4)
+
+Writes <out>/values.pt for train_apo.py and <out>/responses.jsonl to read. Stopped at any moment, the same command goes on
+where it was; asked for more samples or prompts than it has, it makes the missing ones. Changing beta1 or reward.py samples
+nothing anew. The value depends on the reference model alone, so one values.pt serves any number of stage 2 runs.
+"""
+import json
+import os
+import sys
+import time
+
+import torch
+
+from common import (check_vocabulary, configure, fingerprint_code, fingerprint_prompts, load_prompts, one_line_errors,
+                    progress, read_jsonl, single_process, whole_file, write_jsonl)
+
+model = "data/arithmetic/model"  # reference model: a folder in Hugging Face format, or a name on the hub
+task = "arithmetic"              # data/<task>/train.jsonl
+out = ""                         # the run's folder, shared with stage 2; empty: out/<task>
+samples_per_prompt = 8           # N
+max_prompts = 0                  # use a random subset of so many prompts; 0: all
+max_prompt_tokens = 0            # longest prompt; 0: as long as the model's context allows
+drop_long_prompts = False        # leave longer prompts out instead of stopping
+max_response_tokens = 32         # longer responses are cut
+temperature = 1.0
+beta1 = 0.5                      # towards 0: V* is the best sample's reward; towards infinity: their mean
+dtype = "float32"                # float32 or bfloat16
+gpu_memory = 0.9                 # share of the GPU for the engine
+seed = 0
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def optimal_value(rewards, beta1):
+    """V* of each prompt from its samples' rewards: beta1 ln mean exp(r / beta1). rewards (P, N) -> (P,). Paper, eq. 4."""
+    return beta1 * (torch.logsumexp(rewards / beta1, dim=1) - torch.log(torch.tensor(float(rewards.shape[1]))))
+
+
+def read_samples(folder, meta):
+    """{(prompt id, sample number): {"text", "length", "finished"}} of an earlier run in this folder, whole or interrupted.
+
+    Raises ValueError, naming the setting, if that run sampled something else than `meta` describes.
+    """
+    samples = {}
+
+    def check(theirs, path):
+        for key in SAMPLED_FROM:
+            if theirs.get(key) != meta[key]:
+                raise ValueError(f"{path} was sampled with {key} = {theirs.get(key)}, this run has {meta[key]}; "
+                                 "choose another --out, or delete that file to begin anew")
+
+    values, responses, part = (os.path.join(folder, name) for name in ("values.pt", "responses.jsonl", PART))
+    if os.path.exists(values):
+        check(load_values(values)["meta"], values)
+        for row in read_jsonl(responses, ("id", "responses")):
+            samples.update({(row["id"], i): sample for i, sample in enumerate(row["responses"])})
+    if os.path.exists(part):
+        with open(part, "rb") as f:
+            lines = f.read().split(b"\n")[:-1]  # what follows the last line end is a line that a kill cut short
+        if lines:
+            check(json.loads(lines[0]), part)
+        for line in lines[1:]:
+            sample = json.loads(line)
+            samples[sample.pop("id"), sample.pop("sample")] = sample
+    return samples
+
+
+SAMPLED_FROM = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")  # what decides the samples
+PART = "responses.part.jsonl"  # a line per finished response while stage 1 runs, after a first line with its settings
+
+
+def load_values(path):
+    """The dictionary of a values.pt. Raises ValueError if it isn't one."""
+    try:
+        values = torch.load(path, weights_only=True)
+        assert {"ids", "rewards", "lengths", "finished", "v_star", "meta"} <= set(values)
+    except FileNotFoundError:
+        raise
+    except Exception as e:
+        raise ValueError(f"{path}: not a whole values file ({type(e).__name__}); make it with estimate_value.py") from None
+    return values
+
+
+def report(values, prompts, seconds, tokens):
+    """Print what a reader wants to know about a finished stage 1."""
+    r, finished = values["rewards"], values["finished"]
+    solved = r.sum(1)
+    n = r.shape[1]
+    print(f"\n{len(r):,} prompts x {n} samples")
+    for name, value in (("pass@1 (mean reward)", r.mean()), (f"pass@{n}", (r.max(1).values > 0).float().mean()),
+                        ("never solved", (solved == 0).float().mean()), ("always solved", (solved == n).float().mean()),
+                        ("responses cut short", 1 - finished.float().mean())):
+        print(f"  {name:<22}{value:7.1%}")
+    print(f"  {'mean V*':<22}{values['v_star'].mean():7.3f}")
+    print(f"  {'response length':<22}{values['lengths'].float().mean():7.1f} tokens")
+    if tokens:
+        print(f"  sampled {tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} a second")
+    if finished.float().mean() < 0.5:
+        print("  warning: most responses were cut short; --max_response_tokens may be too small")
+
+
+def main():
+    single_process()
+    import rollout  # imports vLLM: takes seconds, and must not happen when this file is just imported
+    import transformers
+    import vllm
+
+    from model import Config, fingerprint, resolve
+    from reward import grade
+    folder = out or os.path.join("out", task)
+    with one_line_errors():
+        path = resolve(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        config = Config.from_pretrained(path)
+        check_vocabulary(tokenizer, config.vocab_size, path)
+        rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
+                            config.max_position_embeddings - max_response_tokens)
+        meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows), "reward": fingerprint_code("reward.py"),
+                "task": task, "temperature": temperature, "max_response_tokens": max_response_tokens, "dtype": dtype,
+                "seed": seed, "beta1": beta1, "model_name": model,
+                "versions": {m.__name__: str(m.__version__) for m in (torch, vllm, transformers)}}
+        samples = read_samples(folder, meta)
+    if max_prompts and max_prompts < len(rows):  # by hash, so that a smaller subset is part of every larger one
+        key = {row["id"]: rollout.sampling_seed(seed, "subset", row["id"]) for row in rows}
+        limit = sorted(key.values())[max_prompts - 1]
+        rows = [row for row in rows if key[row["id"]] <= limit]
+
+    # ---- sample what is missing ----
+    todo = [(row, i) for row in rows for i in range(samples_per_prompt) if (row["id"], i) not in samples]
+    tokens, start = 0, time.time()
+    if todo:
+        longest = max(len(row["tokens"]) for row in rows) + max_response_tokens
+        with one_line_errors():
+            engine = rollout.Engine(path, dtype, longest, gpu_memory)
+        os.makedirs(folder, exist_ok=True)
+        start, part = time.time(), os.path.join(folder, PART)
+        fresh = not os.path.exists(part)
+        if not fresh:  # a line that a kill cut short must not swallow the next
+            with open(part, "rb+") as f:
+                f.truncate(f.read().rfind(b"\n") + 1)
+        with open(part, "a") as log, progress(total=len(samples) + len(todo), initial=len(samples), unit="response",
+                                              desc="sampling") as bar:
+            if fresh or os.path.getsize(part) == 0:
+                log.write(json.dumps(meta) + "\n")
+            try:
+                for k, r in engine.stream([row["tokens"] for row, _ in todo],
+                                          [rollout.sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo],
+                                          max_response_tokens, temperature):
+                    row, i = todo[k]
+                    sample = {"text": r.text, "length": len(r.tokens), "finished": r.finished}
+                    samples[row["id"], i] = sample
+                    log.write(json.dumps({"id": row["id"], "sample": i, **sample}) + "\n")
+                    log.flush()
+                    tokens += len(r.tokens)
+                    bar.update()
+            except KeyboardInterrupt:
+                sys.exit(f"\nstopped; {len(samples):,} responses are safe in {part}; the same command goes on from there")
+        seconds = time.time() - start
+
+    # ---- grade, and write ----
+    n = samples_per_prompt
+    table = [[samples[row["id"], i] for i in range(n)] for row in rows]                              # P x N
+    for row, group in zip(rows, table):
+        for sample, reward in zip(group, grade([row] * n, [s["text"] for s in group], [s["finished"] for s in group])):
+            sample["reward"] = reward
+    rewards = torch.tensor([[s["reward"] for s in group] for group in table])                        # (P, N)
+    values = {"ids": [row["id"] for row in rows], "rewards": rewards,
+              "lengths": torch.tensor([[s["length"] for s in group] for group in table], dtype=torch.int32),
+              "finished": torch.tensor([[s["finished"] for s in group] for group in table]),
+              "v_star": optimal_value(rewards, beta1), "meta": meta}
+    write_jsonl(os.path.join(folder, "responses.jsonl"),
+                [{"id": row["id"], "prompt": row["prompt"], "answer": row["answer"], "v_star": v, "responses": group}
+                 for row, v, group in zip(rows, values["v_star"].tolist(), table)])
+    with whole_file(os.path.join(folder, "values.pt"), "wb") as f:
+        torch.save(values, f)
+    if os.path.exists(os.path.join(folder, PART)):
+        os.remove(os.path.join(folder, PART))
+    report(values, rows, seconds if todo else 0, tokens)
+    print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
+    if todo:
+        engine.shutdown()
+
+
+if __name__ == "__main__":
+    configure(globals())
+    main()

@@ -1,0 +1,99 @@
+"""The rollout engine: vLLM inside the trainer's process, and the one place that touches it.
+
+It samples, takes new weights, and gets out of the GPU's memory while the trainer works, through vLLM's public calls
+only. Weight sync can fail silently in three ways, each of which leaves a sampler that runs and is wrong:
+  - reload_weights() without an iterator reads the old checkpoint from the disk: always pass the stream;
+  - the prefix cache outlives a sync, so old prompts continue from stale keys and values: reset it every time;
+  - on the CPU a tied lm_head is a packed copy that the reload doesn't reach: pack it again.
+train_apo.py therefore compares vLLM's log-probabilities with its own after every sync.
+"""
+import hashlib
+import logging
+import os
+import warnings
+from typing import NamedTuple
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")    # the engine lives in this process
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")            # GiB, used without a GPU
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # what it logs before it reads that variable, too
+
+import torch  # noqa: E402
+from vllm import LLM, SamplingParams  # noqa: E402
+
+
+class Response(NamedTuple):
+    tokens: list      # response token ids, the EOS included if it ended by itself
+    text: str         # without special tokens
+    finished: bool    # ended with EOS (otherwise cut at max_tokens)
+    logps: list       # ln p of each token as sampled, float; empty unless asked for
+
+
+def sampling_seed(*key):
+    """A 63-bit seed that depends on (seed, step, prompt, sample ...) alone, so any part of a run can be repeated.
+    A hash, because neighbouring seeds must not collide between prompts or samples."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
+
+
+class Engine:
+    def __init__(self, path, dtype, max_len, gpu_memory=0.6, max_num_seqs=512):
+        """path: a local Hugging Face folder; dtype: "float32" or "bfloat16"; max_len: prompt + response, in tokens;
+        gpu_memory: share of the GPU's memory for weights and KV cache while awake."""
+        self.cuda, self.asleep = torch.cuda.is_available(), False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between vLLM and torch
+            self.llm = LLM(model=path, dtype=dtype, max_model_len=max_len, max_num_seqs=max_num_seqs, seed=0,
+                           gpu_memory_utilization=gpu_memory, enable_sleep_mode=self.cuda,
+                           enforce_eager=not self.cuda,         # CUDA graphs survive a sync; compiling for a CPU takes long
+                           logprobs_mode="processed_logprobs",  # after the temperature, as the trainer computes them
+                           generation_config="vllm",            # no sampling defaults from the checkpoint
+                           use_tqdm_on_load=False, disable_log_stats=True)
+
+    def stream(self, prompts, seeds, max_tokens, temperature=1.0, logps=False):
+        """Sample one response per prompt; yield (index, Response) as they finish.
+
+        prompts: list of token id lists; seeds: one int each, ignored where temperature is 0 (greedy); logps: the sampled
+        tokens' log-probabilities are wanted (a tenth to a quarter of vLLM's time on the host).
+        All requests are queued at once, so the batch stays full until the queue is empty.
+        """
+        core = self.llm.llm_engine
+        for i, (tokens, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            params = SamplingParams(temperature=temperature, max_tokens=max_tokens,
+                                    logprobs=0 if logps else None, seed=seed if temperature > 0 else None)
+            core.add_request(str(i), {"prompt_token_ids": tokens}, params)
+        while core.has_unfinished_requests():
+            for request in core.step():
+                if request.finished:
+                    out = request.outputs[0]
+                    ln_p = [entry[token].logprob for token, entry in zip(out.token_ids, out.logprobs)] if logps else []
+                    yield int(request.request_id), Response(list(out.token_ids), out.text, out.finish_reason == "stop",
+                                                            ln_p)
+
+    def generate(self, *args, **kwargs):
+        """The same, complete and in the prompts' order."""
+        return [response for _, response in sorted(self.stream(*args, **kwargs), key=lambda pair: pair[0])]
+
+    def sync(self, weights, tied):
+        """Take new weights. weights: iterator of (checkpoint name, tensor), layer by layer; tied: embeddings tied."""
+        if self.asleep:
+            torch.cuda.empty_cache()  # what the trainer's allocator hoards is what the engine needs back
+            self.llm.wake_up(["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if tied and not self.cuda:
+            self.llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
+        if self.asleep:
+            self.llm.wake_up(["kv_cache"])
+            self.asleep = False
+        assert self.llm.reset_prefix_cache(), "vLLM kept its prefix cache: requests are still running"
+
+    def sleep(self):
+        """Give weights and KV cache back to the GPU until the next sync. Nothing is copied: every step syncs anyway."""
+        if self.cuda:
+            self.llm.sleep(level=2)
+            self.asleep = True
+
+    def shutdown(self):
+        """Ends the engine and, as vLLM does it, the process group. Last call."""
+        self.llm.llm_engine.engine_core.shutdown()
