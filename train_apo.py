@@ -16,16 +16,21 @@ vLLM samples in this same process: it sleeps while the policy trains and takes t
 """
 import json
 import os
+import shutil
 import sys
 import time
 from functools import partial
+from glob import glob
 from typing import NamedTuple
+
+from common import (check_vocabulary, configure, fingerprint_code, fingerprint_prompts, load_prompts, one_line_errors,
+                    read_jsonl, sampling_seed, single_process, whole_folder, write_jsonl)  # before torch: it quiets it
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from common import (check_vocabulary, configure, fingerprint_code, fingerprint_prompts, load_prompts, one_line_errors,
-                    single_process, whole_folder)
 from estimate_value import load_values
 from model import Config, Qwen2, fingerprint, resolve, shard_model
 from reward import grade
@@ -56,6 +61,9 @@ entropy_coef = 0.0               # bonus on the mean entropy per response token;
 # evaluation on held-out prompts
 eval_every = 4                   # steps
 eval_prompts = 256               # so many of data/<task>/test.jsonl; 0: all
+# checkpoints, to go on from after an interruption
+save_every = 0                   # steps; 0: none. <out>/ckpt keeps the newest
+resume = True                    # go on from <out>/ckpt if there is one; False: begin anew and delete it
 # the machine
 dtype = "float32"                # compute in float32 or bfloat16; master weights, gradients and AdamW are float32
 micro_batch_tokens = 16384       # tokens in one forward and backward pass
@@ -115,7 +123,6 @@ def batch_at(step, num_prompts):
 
 def evaluate_policy(engine, rows):
     """Share of held-out prompts that the engine's policy solves: (greedy, sampled once at temperature 1)."""
-    from rollout import sampling_seed
     accuracy = []
     for t in (0.0, 1.0):
         responses = engine.generate([row["tokens"] for row in rows], [sampling_seed(seed, "eval", row["id"]) for row in rows],
@@ -154,25 +161,67 @@ def read_inputs(folder):
     return path, config, tokenizer, rows, test[:eval_prompts or None]
 
 
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+MAY_DIFFER = ("out", "max_steps", "eval_every", "eval_prompts", "save_every", "resume", "gpu_memory", "logp_tolerance")
+
+
+def find_checkpoint(folder, constants):
+    """(path, step) of the newest checkpoint to go on from, or (None, 0). Raises ValueError, naming the constant, if it was
+    trained with other settings than this run's."""
+    paths = sorted(glob(os.path.join(folder, "ckpt", "step-" + "[0-9]" * 6)))
+    if not resume or not paths:
+        return None, 0
+    with open(os.path.join(paths[-1], "constants.json")) as f:
+        theirs = json.load(f)
+    for name, value in constants.items():
+        if theirs.get(name) != value and name not in MAY_DIFFER:
+            raise ValueError(f"{paths[-1]} was trained with {name} = {theirs.get(name)!r}, this run has {value!r}; choose "
+                             "another --out, or begin anew with --resume=False")
+    return paths[-1], int(paths[-1][-6:])
+
+
+def save_checkpoint(folder, step, policy, optimizer, constants):
+    """Write <folder>/ckpt/step-NNNNNN, after so many steps, then delete the older ones."""
+    path = os.path.join(folder, "ckpt", f"step-{step:06d}")
+    weights, moments = get_state_dict(policy, optimizer)
+    with whole_folder(path) as temporary:
+        dcp.save({"policy": weights, "optimizer": moments}, checkpoint_id=temporary)
+        with open(os.path.join(temporary, "constants.json"), "w") as f:
+            json.dump(constants, f, indent=2)
+    for old in set(glob(os.path.join(folder, "ckpt", "step-*"))) - {path}:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(path, policy, optimizer):
+    """Weights, AdamW moments and update count, in place."""
+    weights, moments = get_state_dict(policy, optimizer)
+    dcp.load({"policy": weights, "optimizer": moments}, checkpoint_id=path)
+    set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------------
+
 HEADER = "step  reward  acc(greedy/sampled)      kl    loss   gnorm  length  cut  |dlogp|  tok/s  seconds: gen  ref train sync"
 
 
 def screen_line(m):
     """One step's metrics for the screen, under HEADER."""
     acc = f"{m['accuracy']:.3f} / {m['accuracy_sampled']:.3f}" if "accuracy" in m else ""
-    return (f"{m['step']:4d}  {m['reward']:6.3f}  {acc:^19}  {m['kl']:8.5f}  {m['loss']:6.4f}  {m['grad_norm']:6.3f}  "
+    return (f"{m['step']:4d}  {m['reward']:6.3f}  {acc:^19}  {round(m['kl'], 5) + 0:8.5f}  {m['loss']:6.4f}  {m['grad_norm']:6.3f}  "
             f"{m['response_length']:6.1f}  {m['truncated']:3.0%}  {m['logp_diff_max']:.1e}  "
             f"{m['tokens'] / m['seconds_step']:5.0f}  {m['seconds_generate']:12.2f} {m['seconds_reference']:4.2f} "
             f"{m['seconds_train']:5.2f} {m['seconds_sync']:4.2f}")
 
 
-def main():
+def main(constants):
     # ---- set-up ----
     single_process()
-    from rollout import Engine, sampling_seed  # imports vLLM: takes seconds
+    from rollout import Engine  # imports vLLM: takes seconds
     folder = out or os.path.join("out", task)
     with one_line_errors():
         path, config, tokenizer, rows, test = read_inputs(folder)
+        checkpoint, first_step = find_checkpoint(folder, constants)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
     compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     tolerance = logp_tolerance or (1e-4 if dtype == "float32" else 0.1)
@@ -188,17 +237,26 @@ def main():
         reference = Qwen2.from_pretrained(path, compute, device, partial(shard_model, compute_dtype=compute))
     policy.checkpoint_activations = checkpoint_activations
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(adam_beta1, adam_beta2), weight_decay=weight_decay)
+    metrics_path = os.path.join(folder, "metrics.jsonl")
+    history = []
+    if checkpoint:
+        load_checkpoint(checkpoint, policy, optimizer)
+        history = [m for m in read_jsonl(metrics_path, ("step",)) if m["step"] < first_step]
+        print(f"going on from {checkpoint}")
+    else:
+        shutil.rmtree(os.path.join(folder, "ckpt"), ignore_errors=True)
     engine.sync(policy.full_weights(), config.tie_word_embeddings)
 
     num_params = sum(p.numel() for p in policy.parameters())
     print(f"{num_params:,} parameters, {len(rows):,} prompts, {len(rows) // batch_size} steps an epoch, "
           f"{max_steps} steps of {batch_size} responses", flush=True)
-    start = dict(zip(("accuracy_start", "accuracy_start_sampled"), evaluate_policy(engine, test)))
-    print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(*start.values()))
+    if first_step == 0:
+        start = dict(zip(("accuracy_start", "accuracy_start_sampled"), evaluate_policy(engine, test)))
+        print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(*start.values()))
+    write_jsonl(metrics_path, history)
     print(HEADER)
-    metrics_file = open(os.path.join(folder, "metrics.jsonl"), "w")
 
-    for step in range(max_steps):
+    for step in range(first_step, max_steps):
         clock = [time.time()]
 
         # ---- sample one response per prompt from the current policy ----
@@ -279,12 +337,14 @@ def main():
         if (step + 1) % eval_every == 0 or step + 1 == max_steps:
             metrics["accuracy"], metrics["accuracy_sampled"] = evaluate_policy(engine, test)
             metrics["seconds_eval"] = time.time() - clock[-1]
-        metrics_file.write(json.dumps(metrics) + "\n")
-        metrics_file.flush()
+        with open(metrics_path, "a") as f:
+            f.write(json.dumps(metrics) + "\n")
         print(screen_line(metrics), flush=True)
         if metrics["truncated"] > 0.5:
             print(f"      warning: {metrics['truncated']:.0%} of the responses were cut at {max_response_tokens} tokens and "
                   "learn nothing about their end; raise --max_response_tokens")
+        if save_every and ((step + 1) % save_every == 0 or step + 1 == max_steps):
+            save_checkpoint(folder, step + 1, policy, optimizer, constants)
 
     # ---- save ----
     with whole_folder(os.path.join(folder, "model")) as temporary:
@@ -295,5 +355,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configure(globals())
-    main()
+    main(configure(globals()))

@@ -1,0 +1,204 @@
+"""Measure checkpoints on the held-out prompts of a task: greedy accuracy, avg@k and pass@k, each with a 95% interval.
+
+    python evaluate.py                                                       # arithmetic, before and after training
+    python evaluate.py --model=out/gsm8k/model --task=gsm8k config/gsm8k_qwen2.5_1.5b.py
+    python evaluate.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k/model --task=gsm8k --kl_to=Qwen/Qwen2.5-1.5B
+
+Several models, separated by commas, stand side by side in the table. Results go to <model>/eval.json, by task; a model
+from a training run also gets a picture of that run, <out>/curves.png. avg@k is the mean accuracy of k samples per prompt,
+pass@k the chance that one of k is right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
+"""
+import json
+import os
+from math import comb, sqrt
+
+import numpy as np
+
+from common import (check_vocabulary, configure, load_prompts, one_line_errors, progress, read_jsonl, sampling_seed,
+                    single_process, whole_file)
+
+model = "data/arithmetic/model,out/arithmetic/model"  # one or several: folders in Hugging Face format, or names on the hub
+task = "arithmetic"         # data/<task>/test.jsonl
+samples_per_prompt = 8      # for avg@k and pass@k; 0: greedy only
+max_prompts = 0             # use the first so many prompts; 0: all
+max_prompt_tokens = 0       # longest prompt; 0: as long as the model's context allows
+drop_long_prompts = False   # leave longer prompts out instead of stopping
+max_response_tokens = 32    # longer responses are cut
+temperature = 1.0           # of the samples
+kl_to = ""                  # a checkpoint: also estimate the KL divergence from it, on the samples
+dtype = "float32"           # float32 or bfloat16
+gpu_memory = 0.8            # share of the GPU for the engine
+micro_batch_tokens = 16384  # tokens in one forward pass, for the KL
+seed = 0
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pass_at_k(num_samples, num_right, k):
+    """Chance that one of k samples, drawn from num_samples of which num_right are right, is right. Chen et al., eq. 1."""
+    return 1 - comb(num_samples - num_right, k) / comb(num_samples, k)
+
+
+def wilson(p, n):
+    """95% interval of a share p of n independent trials (Wilson score: sound near 0 and 1 too)."""
+    z = 1.96
+    middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+
+
+def mean_with_interval(per_prompt):
+    """{"value", "ci95"} of a mean over prompts, from the spread between prompts: samples of one prompt are not independent."""
+    x = np.asarray(per_prompt, dtype=float)
+    half = 1.96 * x.std(ddof=1) / sqrt(len(x)) if len(x) > 1 else 0.0
+    return {"value": x.mean(), "ci95": [x.mean() - half, x.mean() + half]}
+
+
+def measure(path, rows):
+    """Sample and grade. rows: data rows with "tokens". Returns (results to write, all sampled responses, P x k)."""
+    from reward import grade
+    from rollout import Engine
+    engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows) + max_response_tokens, gpu_memory)
+
+    def sample(k, t):  # -> P x k responses
+        requests = [(row, i) for row in rows for i in range(k)]
+        responses = [None] * len(requests)
+        for j, response in progress(engine.stream([row["tokens"] for row, _ in requests],
+                                                  [sampling_seed(seed, "evaluate", row["id"], i) for row, i in requests],
+                                                  max_response_tokens, t),
+                                    total=len(requests), desc="greedy" if t == 0 else "sampling", unit="response"):
+            responses[j] = response
+        return [responses[i:i + k] for i in range(0, len(requests), k)]
+
+    def right(responses):  # P x k -> (P, k)
+        return np.array([grade([row] * len(group), [r.text for r in group], [r.finished for r in group])
+                         for row, group in zip(rows, responses)])
+
+    greedy = sample(1, 0.0)
+    accuracy = right(greedy).mean()
+    results = {"prompts": len(rows), "greedy": {"value": accuracy, "ci95": wilson(accuracy, len(rows))}}
+    samples = sample(samples_per_prompt, temperature) if samples_per_prompt else []
+    if samples:
+        n, solved = samples_per_prompt, right(samples).sum(1).astype(int)                                      # (P,)
+        results[f"avg@{n}"] = mean_with_interval(solved / n)
+        for k in sorted({n, *(2 ** i for i in range(n.bit_length()))} - {1}):  # pass@1 is avg@n
+            results[f"pass@{k}"] = mean_with_interval([pass_at_k(n, c, k) for c in solved.tolist()])
+    shown = [r for group in samples or greedy for r in group]
+    results["response_length"] = float(np.mean([len(r.tokens) for r in shown]))
+    results["cut_short"] = float(np.mean([not r.finished for r in shown]))
+    engine.shutdown()
+    return results, samples
+
+
+def kl_divergence(path, other, rows, samples):
+    """KL(model || other) on the model's own samples: mean of ln pi - ln pi_other per response and per token, in nats."""
+    import torch
+
+    from model import Qwen2
+    from train_apo import pack, split_by_tokens, sum_per_sequence
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ours, theirs = (Qwen2.from_pretrained(p, getattr(torch, dtype), device) for p in (path, other))
+    prompts = [row["tokens"] for row, group in zip(rows, samples) for _ in group]
+    responses = [r.tokens for group in samples for r in group]
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
+    total = torch.zeros(len(prompts))
+    with torch.no_grad():
+        for index in progress(split_by_tokens(range(len(prompts)), lengths, micro_batch_tokens), desc="KL", unit="batch"):
+            b = pack(index, prompts, responses, device)
+            a, c = (sum_per_sequence(m.token_logps(b.input_ids, b.cu_seqlens, temperature, b.where), b.cu_seqlens)
+                    for m in (ours, theirs))
+            total[b.index] = (a - c).cpu()
+    per_prompt = total.view(len(rows), -1).mean(1)
+    return {"kl_per_response": mean_with_interval(per_prompt),
+            "kl_per_token": total.sum().item() / sum(map(len, responses)), "kl_to": other}
+
+
+def plot_run(metrics_path, png):
+    """Draw a training run's reward, held-out accuracy, KL and response length over the steps."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = read_jsonl(metrics_path, ("step",))
+    steps = [m["step"] for m in rows]
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
+    for ax, title in zip(axes.flat, ("training reward", "held-out accuracy", "KL to the reference, nats per token",
+                                     "response length, tokens")):
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+    axes[0, 0].plot(steps, [m["reward"] for m in rows])
+    measured = [m for m in rows if "accuracy" in m]
+    for key, label in (("accuracy", "greedy"), ("accuracy_sampled", "sampled, temperature 1")):
+        first = key.replace("accuracy", "accuracy_start")
+        points = [(0, rows[0][first])] * (first in rows[0]) + [(m["step"] + 1, m[key]) for m in measured]
+        axes[0, 1].plot(*zip(*points), marker="o", markersize=3, label=label)
+    axes[0, 1].legend(fontsize=8, loc="lower right")
+    axes[1, 0].plot(steps, [m["kl"] for m in rows])
+    axes[1, 1].plot(steps, [m["response_length"] for m in rows])
+    for ax in axes[0]:
+        ax.set_ylim(0, 1.02)
+    for ax in axes[1]:
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        ax.set_xlabel("step (one rollout batch each)")
+    figure.suptitle(os.path.dirname(metrics_path), fontsize=11)
+    figure.savefig(png, dpi=120)
+    plt.close(figure)
+
+
+def print_table(names, all_results):
+    """Models side by side, a row per measure."""
+    width = max(20, *(len(name) + 2 for name in names))
+    print(f"\n{'':<22}" + "".join(f"{name:>{width}}" for name in names))
+    for key in all_results[0]:
+        cells = []
+        for value in (results.get(key, "") for results in all_results):
+            if isinstance(value, dict):
+                low, high = value["ci95"]
+                cells.append(f"{value['value']:.3f} [{low:.3f}, {high:.3f}]" if key.startswith("kl") else
+                             f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]")
+            else:
+                cells.append({"cut_short": "{:.1%}", "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
+                             .get(key, "{}").format(value))
+        print(f"{key.replace('_', ' '):<22}" + "".join(f"{cell:>{max(width, 24)}}" for cell in cells))
+
+
+def main():
+    single_process()
+    from transformers import AutoTokenizer
+
+    from model import Config, resolve
+    names, plans = model.split(","), []
+    with one_line_errors():  # everything is checked before the first hour is spent
+        if kl_to and not samples_per_prompt:
+            raise ValueError("--kl_to needs samples; set --samples_per_prompt to 1 or more")
+        other = resolve(kl_to) if kl_to else None
+        for name in names:
+            path = resolve(name)
+            config, tokenizer = Config.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+            check_vocabulary(tokenizer, config.vocab_size, path)
+            rows = load_prompts(task, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
+                                config.max_position_embeddings - max_response_tokens)[:max_prompts or None]
+            plans.append((path, rows))
+    all_results = []
+    for name, (path, rows) in zip(names, plans):
+        results, samples = measure(path, rows)
+        if other:
+            results.update(kl_divergence(path, other, rows, samples))
+        all_results.append(results)
+        folder = name if os.path.isdir(name) else os.path.join("out", "eval", name)
+        file, saved = os.path.join(folder, "eval.json"), {}
+        if os.path.exists(file):
+            with open(file) as f:
+                saved = json.load(f)
+        saved[task] = {**results, "samples_per_prompt": samples_per_prompt, "temperature": temperature,
+                       "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed}
+        with whole_file(file) as f:
+            json.dump(saved, f, indent=2)
+    print_table(names, all_results)
+    for name in names:
+        run = os.path.dirname(os.path.normpath(name))
+        if os.path.isfile(os.path.join(run, "metrics.jsonl")):
+            plot_run(os.path.join(run, "metrics.jsonl"), os.path.join(run, "curves.png"))
+            print(f"\nwrote {run}/curves.png")
+
+
+if __name__ == "__main__":
+    configure(globals())
+    main()
