@@ -13,7 +13,9 @@ from contextlib import contextmanager
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
+
+from reward import REWARDS
 
 STAGES = ("prepare.py", "estimate_value.py", "train_apo.py", "evaluate.py")
 
@@ -84,6 +86,19 @@ def literal(text):
         return text
 
 
+def check(condition, message):
+    """Raises ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_settings(dtype, max_response_tokens, **at_least_one):
+    """Raises ValueError, naming the constant, for a value that no run can have."""
+    check(dtype in ("float32", "bfloat16"), f"--dtype={dtype}: the choices are float32 and bfloat16")
+    for name, value in {"max_response_tokens": max_response_tokens, **at_least_one}.items():
+        check(value >= 1, f"--{name}={value}: it must be at least 1")
+
+
 @contextmanager
 def one_line_errors():
     """Around reading input: what is wrong with it is said in one line, exit status 1. Not for use around computation."""
@@ -117,12 +132,10 @@ def read_jsonl(path, keys):
                 row = json.loads(line)
             except ValueError as e:
                 raise ValueError(f"{path}, line {number}: not valid JSON: {e}") from None
-            lacking = [k for k in keys if not isinstance(row, dict) or k not in row]
-            if lacking:
-                raise ValueError(f"{path}, line {number}: no {lacking[0]!r} in it")
+            for key in keys:
+                check(isinstance(row, dict) and key in row, f"{path}, line {number}: no {key!r} in it")
             rows.append(row)
-    if not rows:
-        raise ValueError(f"{path}: empty")
+    check(rows, f"{path}: empty")
     return rows
 
 
@@ -174,6 +187,11 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; make it with: python prepare.py --task={task}")
     rows = read_jsonl(path, ("id", "task", "prompt", "answer"))
+    for number, row in enumerate(rows, 1):
+        check(row["task"] in REWARDS, f"{path}, line {number}: task {row['task']!r} has no reward; reward.py's REWARDS has "
+              f"{', '.join(REWARDS)}")
+        check(isinstance(row["prompt"], str) and isinstance(row["answer"], str),
+              f"{path}, line {number}: prompt and answer must be strings")
     limit = min(max_prompt_tokens or context, context)
     for row, tokens in zip(rows, tokenizer([r["prompt"] for r in rows], add_special_tokens=False)["input_ids"]):
         row["tokens"] = tokens
@@ -185,16 +203,20 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
     if long:
         print(f"{path}: {len(long)} of {len(rows)} prompts have more than {limit} tokens and are left out")
         rows = [row for row in rows if len(row["tokens"]) <= limit]
-        if not rows:
-            raise ValueError(f"{path}: no prompt is left under {limit} tokens; raise --max_prompt_tokens")
+        check(rows, f"{path}: no prompt is left under {limit} tokens; raise --max_prompt_tokens")
     return rows
 
 
-def check_vocabulary(tokenizer, vocab_size, path):
-    """Raises ValueError if the tokenizer can make ids that the model has no embedding for."""
-    if len(tokenizer) > vocab_size:
-        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} entries, the model's vocabulary only {vocab_size}; "
-                         "they don't belong together")
+def open_model(path_or_hub_name):
+    """(local path, model.Config, tokenizer) of a checkpoint. Raises FileNotFoundError or ValueError with one line."""
+    from transformers import AutoTokenizer
+
+    from model import Config, resolve
+    path = resolve(path_or_hub_name)
+    config, tokenizer = Config.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    check(len(tokenizer) <= config.vocab_size, f"{path}: the tokenizer has {len(tokenizer)} entries, the model's vocabulary "
+          f"only {config.vocab_size}; they don't belong together")
+    return path, config, tokenizer
 
 
 def sampling_seed(*key):

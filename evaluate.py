@@ -12,10 +12,15 @@ import json
 import os
 from math import comb, sqrt
 
-import numpy as np
+from common import (check, check_settings, configure, load_prompts, one_line_errors, open_model, progress, read_jsonl,
+                    sampling_seed, single_process, whole_file)
 
-from common import (check_vocabulary, configure, load_prompts, one_line_errors, progress, read_jsonl, sampling_seed,
-                    single_process, whole_file)
+import numpy as np
+import torch  # common comes before it, to quiet it
+
+from model import Qwen2, resolve
+from reward import grade
+from train_apo import pack, split_by_tokens, sum_per_sequence
 
 model = "data/arithmetic/model,out/arithmetic/model"  # one or several: folders in Hugging Face format, or names on the hub
 task = "arithmetic"         # data/<task>/test.jsonl
@@ -54,8 +59,7 @@ def mean_with_interval(per_prompt):
 
 def measure(path, rows):
     """Sample and grade. rows: data rows with "tokens". Returns (results to write, all sampled responses, P x k)."""
-    from reward import grade
-    from rollout import Engine
+    from rollout import Engine  # imports vLLM, which takes seconds
     engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows) + max_response_tokens, gpu_memory)
 
     def sample(k, t):  # -> P x k responses
@@ -90,10 +94,6 @@ def measure(path, rows):
 
 def kl_divergence(path, other, rows, samples):
     """KL(model || other) on the model's own samples: mean of ln pi - ln pi_other per response and per token, in nats."""
-    import torch
-
-    from model import Qwen2
-    from train_apo import pack, split_by_tokens, sum_per_sequence
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ours, theirs = (Qwen2.from_pretrained(p, getattr(torch, dtype), device) for p in (path, other))
     prompts = [row["tokens"] for row, group in zip(rows, samples) for _ in group]
@@ -161,18 +161,13 @@ def print_table(names, all_results):
 
 def main():
     single_process()
-    from transformers import AutoTokenizer
-
-    from model import Config, resolve
     names, plans = model.split(","), []
     with one_line_errors():  # everything is checked before the first hour is spent
-        if kl_to and not samples_per_prompt:
-            raise ValueError("--kl_to needs samples; set --samples_per_prompt to 1 or more")
+        check_settings(dtype, max_response_tokens)
+        check(samples_per_prompt >= bool(kl_to), "--kl_to needs samples; set --samples_per_prompt to 1 or more")
         other = resolve(kl_to) if kl_to else None
         for name in names:
-            path = resolve(name)
-            config, tokenizer = Config.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-            check_vocabulary(tokenizer, config.vocab_size, path)
+            path, config, tokenizer = open_model(name)
             rows = load_prompts(task, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
                                 config.max_position_embeddings - max_response_tokens)[:max_prompts or None]
             plans.append((path, rows))

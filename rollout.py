@@ -19,8 +19,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # what it logs before it reads that variable, too
 
-import torch  # noqa: E402
-from vllm import LLM, SamplingParams  # noqa: E402
+import torch
+from vllm import LLM, SamplingParams
 
 
 class Response(NamedTuple):

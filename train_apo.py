@@ -23,16 +23,16 @@ from functools import partial
 from glob import glob
 from typing import NamedTuple
 
-from common import (check_vocabulary, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
-                    read_jsonl, sampling_seed, single_process, whole_folder, write_jsonl)  # before torch: it quiets it
+from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
+                    open_model, read_jsonl, sampling_seed, single_process, whole_folder, write_jsonl)
 
-import numpy as np
+import numpy as np  # common comes before torch, to quiet it
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from estimate_value import load_values
-from model import Config, Qwen2, fingerprint, resolve, shard_model
+from model import Qwen2, fingerprint, shard_model
 from reward import grade
 
 # what
@@ -47,7 +47,7 @@ drop_unsolved = False            # leave out prompts that the reference model ne
 max_response_tokens = 32         # longer responses are cut
 temperature = 1.0
 # optimisation
-max_steps = 24
+max_steps = 32
 batch_size = 256                 # prompts a step, one response each
 mini_batch_size = 128            # prompts an update; the updates after a step's first are slightly off-policy
 beta2 = 1e-3                     # strength of the pull towards the reference
@@ -133,10 +133,11 @@ def evaluate_policy(engine, rows):
 
 def read_inputs(folder):
     """Everything stage 2 reads, checked to belong together. Raises OSError or ValueError with one line."""
-    from transformers import AutoTokenizer
-    path = resolve(model)
-    config, tokenizer = Config.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    check_vocabulary(tokenizer, config.vocab_size, path)
+    check_settings(dtype, max_response_tokens, max_steps=max_steps, batch_size=batch_size, mini_batch_size=mini_batch_size,
+                   eval_every=eval_every)
+    check(batch_size % mini_batch_size == 0, f"--mini_batch_size={mini_batch_size} does not divide --batch_size={batch_size}")
+    check(temperature > 0, f"--temperature={temperature}: training needs samples; it must be above 0")
+    path, config, tokenizer = open_model(model)
     train, test = (load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts,
                                 config.max_position_embeddings - max_response_tokens) for split in ("train", "test"))
     values_path = os.path.join(folder, "values.pt")
@@ -147,17 +148,13 @@ def read_inputs(folder):
     ours = {"model": fingerprint(path), "prompts": fingerprint_prompts(train), "reward": fingerprint_reward(),
             "temperature": temperature, "max_response_tokens": max_response_tokens}
     for part, mine in ours.items():
-        if values["meta"].get(part) != mine:
-            raise ValueError(f"{values_path} was made with another {part} than this run's ({values['meta'].get(part)}, "
-                             f"here {mine}); run estimate_value.py again with this run's settings, or mend them")
+        check(values["meta"].get(part) == mine, f"{values_path} was made with another {part} than this run's "
+              f"({values['meta'].get(part)}, here {mine}); run estimate_value.py again with this run's settings, or mend them")
     by_id = {row["id"]: row for row in train}
     rows = [{**by_id[i], "v_star": v} for i, v, r in zip(values["ids"], values["v_star"].tolist(), values["rewards"])
             if not drop_unsolved or r.max() > 0]
-    if batch_size > len(rows):
-        raise ValueError(f"--batch_size={batch_size} is larger than the data set: {values_path} has {len(rows)} prompts"
-                         + (" that were ever solved" if drop_unsolved else ""))
-    if batch_size % mini_batch_size:
-        raise ValueError(f"--mini_batch_size={mini_batch_size} does not divide --batch_size={batch_size}")
+    check(batch_size <= len(rows), f"--batch_size={batch_size} is larger than the data set: {values_path} has {len(rows)} "
+          f"prompts{' that were ever solved' if drop_unsolved else ''}")
     return path, config, tokenizer, rows, test[:eval_prompts or None]
 
 
@@ -175,9 +172,8 @@ def find_checkpoint(folder, constants):
     with open(os.path.join(paths[-1], "constants.json")) as f:
         theirs = json.load(f)
     for name, value in constants.items():
-        if theirs.get(name) != value and name not in MAY_DIFFER:
-            raise ValueError(f"{paths[-1]} was trained with {name} = {theirs.get(name)!r}, this run has {value!r}; choose "
-                             "another --out, or begin anew with --resume=False")
+        check(name in MAY_DIFFER or theirs.get(name) == value, f"{paths[-1]} was trained with {name} = {theirs.get(name)!r}, "
+              f"this run has {value!r}; choose another --out, or begin anew with --resume=False")
     return paths[-1], int(paths[-1][-6:])
 
 
@@ -225,9 +221,8 @@ def main(constants):
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
     compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     tolerance = logp_tolerance or (1e-4 if dtype == "float32" else 0.1)
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29512")):
-        os.environ.setdefault(name, value)  # python is torchrun with one process: a single path through the code
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    alone = {} if "RANK" in os.environ else {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", **alone)  # python: torchrun with one
 
     longest = max(len(row["tokens"]) for row in rows + test) + max_response_tokens
     engine = Engine(path, dtype, longest, gpu_memory)

@@ -199,11 +199,17 @@ def test_stage_1_goes_on_after_a_kill_and_adds_what_is_missing(base, tmp_path):
     assert a["ids"] == b["ids"] and a["meta"] == b["meta"]
     for key in ("rewards", "lengths", "finished", "v_star"):
         assert torch.equal(a[key], b[key]), key
-    texts = {(row["id"], i): s["text"] for row in rows_of(tmp_path / "out/a/responses.jsonl")
-             for i, s in enumerate(row["responses"])}
-    if (marked["id"], marked["sample"]) in texts:  # it may be of a prompt outside the subset of 256
-        assert texts[marked["id"], marked["sample"]] == "kept " + marked["text"]
     assert not part.exists()
+
+    def texts():
+        return {(row["id"], s["sample"]): s["text"] for row in rows_of(tmp_path / "out/a/responses.jsonl")
+                for s in row["responses"]}
+
+    before = texts()  # the marked response too, though its prompt may be outside the subset of 256
+    assert before[marked["id"], marked["sample"]] == "kept " + marked["text"]
+    run("estimate_value.py", "--out=out/a", "--samples_per_prompt=2", "--max_prompts=100", cwd=tmp_path)  # fewer: none is lost
+    fewer = estimate_value.load_values(tmp_path / "out/a/values.pt")
+    assert fewer["rewards"].shape == (100, 2) and texts() == before
 
 
 def test_values_file(base):
