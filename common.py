@@ -27,55 +27,68 @@ def configure(script):
 
         python train_apo.py config/gsm8k_qwen2.5_1.5b.py --lr=2e-6
 
-    Later arguments win. A preset is a file of `name = value` lines and serves all stages: what only another stage has is
-    skipped. script is the caller's globals(). Exits with one line on an unknown name or a value of the wrong type.
+    A preset is a file of `name = value` lines and serves all stages: what only another stage has is skipped. Presets come
+    first, wherever they stand. script is the caller's globals(). Returns the constants as they are now. Exits with one line on
+    an unknown name, a value of the wrong type or a negative number.
     """
     mine = {k: v for k, v in script.items() if k.islower() and k[0] != "_" and type(v) in (bool, int, float, str)}
+    known = set(mine)
     here = os.path.dirname(os.path.abspath(__file__))
 
-    def unknown(where, name, names):
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        sys.exit(f"error: {where}: there is no constant {name!r}" + (f"; did you mean {near[0]}?" if near else
-                 f"; --help lists those of {os.path.basename(script['__file__'])}"))
-
     def override(where, name, value):
-        kind = type(mine[name])
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            sys.exit(f"error: {where}: {name} is of type {kind.__name__}, such as {mine[name]!r}; got {value!r}")
-        script[name] = value
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            sys.exit(f"error: {where}: there is no constant {name!r}; " + (f"did you mean {near[0]}?" if near else
+                     "--help lists them"))
+        if name in mine:
+            kind = type(mine[name])
+            value = float(value) if kind is float and type(value) is int else value
+            if type(value) is not kind:
+                sys.exit(f"error: {where}: {name} is of type {kind.__name__}, such as {mine[name]!r}; got {value!r}")
+            if kind in (int, float) and not value >= 0:
+                sys.exit(f"error: {where}: {name} can't be {value}")
+            script[name] = value
 
-    for arg in sys.argv[1:]:
+    for arg in sorted(sys.argv[1:], key=lambda arg: arg.startswith("--")):
         if arg in ("-h", "--help"):
             with open(script["__file__"]) as f:
                 print(f.read().split("# " + "-" * 20)[0])  # the docstring and the constants, with their comments
             sys.exit(0)
         if arg.startswith("--"):
             name, eq, text = arg[2:].partition("=")
-            if name not in mine:
-                unknown(arg, name, mine)
+            known = set(mine)
             if not eq:
                 sys.exit(f"error: {arg}: constants are set as --{name}=value")
-            override(arg, name, text if type(mine[name]) is str else literal(text))
+            override(arg, name, text if type(mine.get(name)) is str else literal(text))
         elif os.path.isfile(arg):
-            others = {name for stage in STAGES for name, _ in assignments(os.path.join(here, stage))}
-            for name, value in assignments(arg):
-                if name in mine:
-                    override(arg, name, value)
-                elif name not in others:
-                    unknown(arg, name, sorted(others))
+            known.update(*(stage_constants(os.path.join(here, stage)) for stage in STAGES))
+            for name, value in preset_values(arg):
+                override(arg, name, value)
         else:
             sys.exit(f"error: {arg}: neither --name=value nor a preset file")
     return {name: script[name] for name in mine}
 
 
-def assignments(path):
-    """[(name, value)] of the top-level `name = constant` lines of a Python file. Nothing is executed."""
+def stage_constants(path):
+    """Names assigned at the top level of a script. Nothing is executed."""
     with open(path) as f:
-        tree = ast.parse(f.read(), path)
-    return [(n.targets[0].id, literal(ast.unparse(n.value))) for n in tree.body
-            if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and n.targets[0].id.islower()]
+        return [n.targets[0].id for n in ast.parse(f.read()).body if isinstance(n, ast.Assign)
+                and isinstance(n.targets[0], ast.Name) and n.targets[0].id.islower()]
+
+
+def preset_values(path):
+    """[(name, value)] of a preset. Nothing is executed; exits with one line on anything but `name = value`."""
+    try:
+        with open(path) as f:
+            body = ast.parse(f.read()).body
+        for node in body:
+            if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+                raise SyntaxError("", (path, node.lineno, 0, ""))
+        return [(node.targets[0].id, ast.literal_eval(node.value)) for node in body]
+    except SyntaxError as e:
+        sys.exit(f"error: {path}, line {e.lineno}: a preset has only lines of the form name = value")
+    except ValueError:
+        sys.exit(f"error: {path}: a value is not a number, string or boolean")
 
 
 def literal(text):
@@ -143,7 +156,7 @@ def read_jsonl(path, keys):
 def whole_file(path, mode="w"):
     """Open a file for writing that appears under its name complete, or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
+    temporary = f"{path}.tmp"
     try:
         with open(temporary, mode) as f:
             yield f
@@ -158,11 +171,16 @@ def whole_file(path, mode="w"):
 @contextmanager
 def whole_folder(path):
     """The same for a folder: yields a temporary one that takes the name `path` when the block ends well."""
-    temporary, old = f"{path}.tmp-{os.getpid()}", f"{path}.old-{os.getpid()}"
+    temporary, old = f"{path}.tmp", f"{path}.old"
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed run's
     os.makedirs(temporary)
     try:
         yield temporary
+        for name in os.listdir(temporary):
+            with open(os.path.join(temporary, name), "rb") as f:
+                os.fsync(f.fileno())
         if os.path.isdir(path):
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
         os.rename(temporary, path)
     finally:
@@ -187,11 +205,15 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; make it with: python prepare.py --task={task}")
     rows = read_jsonl(path, ("id", "task", "prompt", "answer"))
+    ids = set()
     for number, row in enumerate(rows, 1):
+        check(row["id"] not in ids, f"{path}, line {number}: id {row['id']!r} stands there a second time")
+        ids.add(row["id"])
         check(row["task"] in REWARDS, f"{path}, line {number}: task {row['task']!r} has no reward; reward.py's REWARDS has "
               f"{', '.join(REWARDS)}")
         check(isinstance(row["prompt"], str) and isinstance(row["answer"], str),
               f"{path}, line {number}: prompt and answer must be strings")
+        check(row["prompt"], f"{path}, line {number}: the prompt is empty")
     limit = min(max_prompt_tokens or context, context)
     for row, tokens in zip(rows, tokenizer([r["prompt"] for r in rows], add_special_tokens=False)["input_ids"]):
         row["tokens"] = tokens
@@ -211,12 +233,21 @@ def open_model(path_or_hub_name):
     """(local path, model.Config, tokenizer) of a checkpoint. Raises FileNotFoundError or ValueError with one line."""
     from transformers import AutoTokenizer
 
-    from model import Config, resolve
+    from model import Config, check_weights, resolve
     path = resolve(path_or_hub_name)
     config, tokenizer = Config.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     check(len(tokenizer) <= config.vocab_size, f"{path}: the tokenizer has {len(tokenizer)} entries, the model's vocabulary "
           f"only {config.vocab_size}; they don't belong together")
+    check_weights(path)
     return path, config, tokenizer
+
+
+def subset(rows, number, seed):
+    """So many rows (0: all) by a hash of their ids, in their order: not the file's first, which may be of one kind, and so that
+    a smaller subset is part of every larger one."""
+    by_hash = sorted(rows, key=lambda row: sampling_seed(seed, "subset", row["id"]))
+    chosen = {row["id"] for row in by_hash[:number or None]}
+    return [row for row in rows if row["id"] in chosen]
 
 
 def sampling_seed(*key):
@@ -234,6 +265,6 @@ def fingerprint_prompts(rows):
 
 
 def fingerprint_reward():
-    """SHA-256 over the meaning of reward.py: its syntax tree, so that comments and layout don't count."""
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "reward.py")) as f:
-        return hashlib.sha256(ast.dump(ast.parse(f.read())).encode()).hexdigest()
+    """SHA-256 of reward.py. Stage 1 grades its samples anew when it has changed, without sampling."""
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "reward.py"), "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -19,7 +19,8 @@ import time
 from importlib.metadata import distributions
 
 from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
-                    open_model, progress, read_jsonl, sampling_seed, single_process, whole_file, write_jsonl)
+                    open_model, progress, read_jsonl, sampling_seed, single_process, subset, whole_file,
+                    write_jsonl)
 
 import torch  # common comes before it, to quiet it
 
@@ -65,13 +66,12 @@ def read_samples(folder, meta):
         for row in read_jsonl(responses, ("id", "responses")):
             samples.update({(row["id"], sample["sample"]): sample for sample in row["responses"]})
     if os.path.exists(part):
-        with open(part, "rb") as f:
-            lines = f.read().split(b"\n")[:-1]  # what follows the last line end is a line that a kill cut short
-        if lines:
-            same_source(json.loads(lines[0]), part)
-        for line in lines[1:]:
-            sample = json.loads(line)
-            samples[sample.pop("id"), sample["sample"]] = sample
+        with open(part, "rb+") as f:
+            f.truncate(f.read().rfind(b"\n") + 1)  # a line that a kill cut short
+        if os.path.getsize(part):
+            settings, *lines = read_jsonl(part, ())
+            same_source(settings, part)
+            samples.update({(sample.pop("id"), sample["sample"]): sample for sample in lines})
     return samples
 
 
@@ -83,12 +83,11 @@ def load_values(path):
     """The dictionary of a values.pt. Raises ValueError if it isn't one."""
     try:
         values = torch.load(path, weights_only=True)
-        assert {"ids", "rewards", "lengths", "finished", "v_star", "meta"} <= set(values)
+        return {key: values[key] for key in ("ids", "rewards", "lengths", "finished", "v_star", "meta")}
     except FileNotFoundError:
         raise
     except Exception as e:
         raise ValueError(f"{path}: not a whole values file ({type(e).__name__}); make it with estimate_value.py") from None
-    return values
 
 
 def report(values, seconds, tokens):
@@ -117,11 +116,9 @@ def sample_missing(path, rows, todo, folder, meta, samples):
         engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows) + max_response_tokens, gpu_memory)
     os.makedirs(folder, exist_ok=True)
     start, tokens, part = time.time(), 0, os.path.join(folder, PART)
-    with open(part, "ab+") as log:
-        log.seek(0)
-        log.truncate(log.read().rfind(b"\n") + 1)  # a line that a kill cut short must not swallow the next
-        if log.seek(0, os.SEEK_END) == 0:
-            log.write(json.dumps(meta).encode() + b"\n")
+    with open(part, "a") as log:
+        if log.tell() == 0:
+            log.write(json.dumps(meta) + "\n")
         total = len(rows) * samples_per_prompt
         bar = progress(total=total, initial=total - len(todo), desc="sampling", unit="response")
         try:
@@ -130,15 +127,16 @@ def sample_missing(path, rows, todo, folder, meta, samples):
                                       max_response_tokens, temperature):
                 row, i = todo[k]
                 sample = samples[row["id"], i] = {"sample": i, "text": r.text, "length": len(r.tokens), "finished": r.finished}
-                log.write(json.dumps({"id": row["id"], **sample}).encode() + b"\n")
+                log.write(json.dumps({"id": row["id"], **sample}) + "\n")
                 log.flush()
                 tokens += len(r.tokens)
                 bar.update()
         except KeyboardInterrupt:
             sys.exit(f"\nstopped; {len(samples):,} responses are safe in {part}; the same command goes on from there")
         bar.close()
+    seconds = time.time() - start
     engine.shutdown()
-    return time.time() - start, tokens
+    return seconds, tokens
 
 
 def main():
@@ -156,10 +154,7 @@ def main():
                 "temperature": temperature, "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed,
                 "beta1": beta1, "task": task, "model_name": model, "versions": versions}
         samples = read_samples(folder, meta)
-    # A random subset, chosen by hash so that a smaller one is part of every larger one.
-    by_hash = sorted(all_rows, key=lambda row: sampling_seed(seed, "subset", row["id"]))
-    chosen = {row["id"] for row in by_hash[:max_prompts or None]}
-    rows = [row for row in all_rows if row["id"] in chosen]
+    rows = subset(all_rows, max_prompts, seed)
 
     # ---- sample what is missing ----
     todo = [(row, i) for row in rows for i in range(samples_per_prompt) if (row["id"], i) not in samples]
@@ -167,8 +162,9 @@ def main():
 
     # ---- grade ----
     by_id = {row["id"]: row for row in all_rows}
-    graded = grade([by_id[i] for i, _ in samples], [s["text"] for s in samples.values()], [s["finished"] for s in samples.values()])
-    for sample, reward in zip(samples.values(), graded):
+    every = samples.values()
+    for sample, reward in zip(every, grade([by_id[i] for i, _ in samples], [s["text"] for s in every],
+                                           [s["finished"] for s in every])):
         sample["reward"] = reward
     table = [[samples[row["id"], i] for i in range(samples_per_prompt)] for row in rows]             # P x N
     rewards = torch.tensor([[s["reward"] for s in group] for group in table])                        # (P, N)

@@ -1,31 +1,31 @@
 """Measure checkpoints on the held-out prompts of a task: greedy accuracy, avg@k and pass@k, each with a 95% interval.
 
     python evaluate.py                                                       # arithmetic, before and after training
-    python evaluate.py --model=out/gsm8k/model --task=gsm8k config/gsm8k_qwen2.5_1.5b.py
-    python evaluate.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k/model --task=gsm8k --kl_to=Qwen/Qwen2.5-1.5B
+    python evaluate.py config/gsm8k_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k_qwen2.5_1.5b/model
 
-Several models, separated by commas, stand side by side in the table. Results go to <model>/eval.json, by task; a model
-from a training run also gets a picture of that run, <out>/curves.png. avg@k is the mean accuracy of k samples per prompt,
-pass@k the chance that one of k is right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
+Several models of one shape, separated by commas, stand side by side in the table: the first is loaded, the others' weights
+take its place. Results go to <model>/eval.json, by task; beside a training run's model a picture of the run, curves.png.
+
+avg@k is the mean accuracy of k samples per prompt, pass@k the chance that one of k is right, by the unbiased estimator of
+Chen et al. 2021 (arXiv 2107.03374).
 """
 import json
 import os
 from math import comb, sqrt
 
 from common import (check, check_settings, configure, load_prompts, one_line_errors, open_model, progress, read_jsonl,
-                    sampling_seed, single_process, whole_file)
+                    sampling_seed, single_process, subset, whole_file)
 
 import numpy as np
 import torch  # common comes before it, to quiet it
 
-from model import Qwen2, resolve
+from model import Qwen2, pack, resolve, split_by_tokens, sum_per_sequence
 from reward import grade
-from train_apo import pack, split_by_tokens, sum_per_sequence
 
 model = "data/arithmetic/model,out/arithmetic/model"  # one or several: folders in Hugging Face format, or names on the hub
 task = "arithmetic"         # data/<task>/test.jsonl
 samples_per_prompt = 8      # for avg@k and pass@k; 0: greedy only
-max_prompts = 0             # use the first so many prompts; 0: all
+max_prompts = 0             # use a random subset of so many prompts; 0: all
 max_prompt_tokens = 0       # longest prompt; 0: as long as the model's context allows
 drop_long_prompts = False   # leave longer prompts out instead of stopping
 max_response_tokens = 32    # longer responses are cut
@@ -57,11 +57,8 @@ def mean_with_interval(per_prompt):
     return {"value": x.mean(), "ci95": [x.mean() - half, x.mean() + half]}
 
 
-def measure(path, rows):
+def measure(engine, rows):
     """Sample and grade. rows: data rows with "tokens". Returns (results to write, all sampled responses, P x k)."""
-    from rollout import Engine  # imports vLLM, which takes seconds
-    engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows) + max_response_tokens, gpu_memory)
-
     def sample(k, t):  # -> P x k responses
         requests = [(row, i) for row in rows for i in range(k)]
         responses = [None] * len(requests)
@@ -88,7 +85,8 @@ def measure(path, rows):
     shown = [r for group in samples or greedy for r in group]
     results["response_length"] = float(np.mean([len(r.tokens) for r in shown]))
     results["cut_short"] = float(np.mean([not r.finished for r in shown]))
-    engine.shutdown()
+    if results["cut_short"] > 0.5:
+        print("warning: most responses were cut short; --max_response_tokens may be too small")
     return results, samples
 
 
@@ -161,27 +159,35 @@ def print_table(names, all_results):
 
 def main():
     single_process()
-    names, plans = model.split(","), []
+    names, plans, shapes = [name.strip() for name in model.split(",")], [], []
     with one_line_errors():  # everything is checked before the first hour is spent
         check_settings(dtype, max_response_tokens)
-        check(samples_per_prompt >= bool(kl_to), "--kl_to needs samples; set --samples_per_prompt to 1 or more")
+        check(samples_per_prompt or not kl_to, "--kl_to needs samples; set --samples_per_prompt to 1 or more")
         other = resolve(kl_to) if kl_to else None
         for name in names:
             path, config, tokenizer = open_model(name)
-            rows = load_prompts(task, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
-                                config.max_position_embeddings - max_response_tokens)[:max_prompts or None]
-            plans.append((path, rows))
+            rows = subset(load_prompts(task, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
+                                       config.max_position_embeddings - max_response_tokens), max_prompts, 0)
+            file, saved = os.path.join(name if os.path.isdir(name) else os.path.join("out", "eval", name), "eval.json"), {}
+            if os.path.exists(file):
+                with open(file) as f:
+                    saved = json.load(f)
+            plans.append((path, rows, file, saved))
+            shapes.append((config, tokenizer.eos_token_id))
+            check(shapes[-1] == shapes[0], f"{name} has another shape or end-of-text token than {names[0]}; evaluate them one "
+                  "at a time")
+
+    from rollout import Engine  # imports vLLM, which takes seconds
+    engine = Engine(plans[0][0], dtype, max(len(row["tokens"]) for row in plans[0][1]) + max_response_tokens, gpu_memory)
     all_results = []
-    for name, (path, rows) in zip(names, plans):
-        results, samples = measure(path, rows)
+    for name, (path, rows, file, saved) in zip(names, plans):
+        if all_results:
+            engine.sync(Qwen2.from_pretrained(path, getattr(torch, dtype)).full_weights(), config.tie_word_embeddings)
+        results, samples = measure(engine, rows)
+        engine.sleep()
         if other:
             results.update(kl_divergence(path, other, rows, samples))
         all_results.append(results)
-        folder = name if os.path.isdir(name) else os.path.join("out", "eval", name)
-        file, saved = os.path.join(folder, "eval.json"), {}
-        if os.path.exists(file):
-            with open(file) as f:
-                saved = json.load(f)
         saved[task] = {**results, "samples_per_prompt": samples_per_prompt, "temperature": temperature,
                        "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed}
         with whole_file(file) as f:
@@ -192,6 +198,7 @@ def main():
         if os.path.isfile(os.path.join(run, "metrics.jsonl")):
             plot_run(os.path.join(run, "metrics.jsonl"), os.path.join(run, "curves.png"))
             print(f"\nwrote {run}/curves.png")
+    engine.shutdown()
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from glob import glob
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
@@ -35,9 +36,10 @@ except ImportError:
     flash_attn_varlen_func = None
 try:
     from torch.nn.attention.varlen import varlen_attn
-    # torch 2.12 and later spell "causal" as a window and want grouped queries announced; earlier ones do neither.
-    VARLEN_CAUSAL = ({"window_size": (-1, 0), "enable_gqa": True}
-                     if "enable_gqa" in inspect.signature(varlen_attn).parameters else {"is_causal": True})
+    # "Causal" was spelled is_causal before it became a window, and later releases want grouped queries announced.
+    parameters = inspect.signature(varlen_attn).parameters
+    VARLEN_CAUSAL = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
+    VARLEN_CAUSAL |= {"enable_gqa": True} if "enable_gqa" in parameters else {}
 except ImportError:
     varlen_attn = None
 
@@ -77,7 +79,6 @@ class Config:
         known = {f.name: d[f.name] for f in fields(cls) if f.name in d}
         return cls(**{**known, "rope_theta": rope.get("rope_theta", d.get("rope_theta", 10000.0)),
                       "tie_word_embeddings": d.get("tie_word_embeddings", False)})
-
 
     @classmethod
     def from_pretrained(cls, path):
@@ -232,7 +233,7 @@ class TokenLogps(torch.autograd.Function):
         if g_logps is None:
             g_logps = torch.zeros_like(lse)
         dh = torch.empty_like(h)
-        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None  # a sum of many chunks
         for i in range(0, len(targets), LOGPS_CHUNK):
             c = slice(i, i + LOGPS_CHUNK)
             z = (h[c] @ weight.T).float().div_(ctx.temperature).sub_(lse[c, None])      # (C, V) ln p
@@ -245,8 +246,8 @@ class TokenLogps(torch.autograd.Function):
             dz = dz.div_(ctx.temperature).to(h.dtype)
             dh[c] = dz @ weight
             if dw is not None:
-                dw.addmm_(dz.T, h[c])
-        return dh, dw, None, None, None
+                dw += dz.T @ h[c]
+        return dh, None if dw is None else dw.to(weight.dtype), None, None, None
 
 
 class Qwen2(nn.Module):
@@ -321,40 +322,24 @@ class Qwen2(nn.Module):
         then keeps just its own part. Raises FileNotFoundError or ValueError with one line that says what is wrong.
         """
         path = resolve(path_or_hub_name)
-        with open(os.path.join(path, "config.json")) as f:
-            hf_config = json.load(f)
+        check_weights(path)
         with torch.device("meta"):
-            model = cls(Config.from_dict(hf_config)).to(dtype)
-        model.hf_config = hf_config
+            model = cls(Config.from_pretrained(path)).to(dtype)
+        with open(os.path.join(path, "config.json")) as f:
+            model.hf_config = json.load(f)
         if shard:
             shard(model)
         model.to_empty(device=device)
-        params, loaded, extra = dict(model.named_parameters()), set(), []
+        params = dict(model.named_parameters())
         for file in weight_files(path):
-            with safe_open(file, framework="pt") as f:  # one tensor at a time: never a second full copy
-                for name in f.keys():
-                    if name not in params:
-                        extra.append(name)
-                        continue
+            with safe_open(file, framework="pt") as f:
+                for name in set(f.keys()) & set(params):  # one tensor at a time: never a second full copy
                     tensor, p = f.get_tensor(name), params[name]
-                    if tensor.shape != p.shape:
-                        raise ValueError(f"{file}: {name} is {tuple(tensor.shape)}, config.json says {tuple(p.shape)}")
                     if isinstance(p, DTensor):
                         tensor = distribute_tensor(tensor.to(p.device, dtype), p.device_mesh, p.placements,
                                                    src_data_rank=None)  # each rank cuts its part out of its own copy
                     with torch.no_grad():
                         p.copy_(tensor)
-                    loaded.add(name)
-                # Some tied checkpoints store the shared matrix twice. Harmless if the two are the same.
-                if "lm_head.weight" in extra and model.config.tie_word_embeddings and \
-                        {"lm_head.weight", "model.embed_tokens.weight"} <= set(f.keys()) and \
-                        torch.equal(f.get_tensor("lm_head.weight"), f.get_tensor("model.embed_tokens.weight")):
-                    extra.remove("lm_head.weight")
-        missing = [name for name in params if name not in loaded]
-        if missing or extra:
-            what = "; ".join(f"{kind} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"
-                             for kind, names in (("missing", missing), ("not in the model", extra)) if names)
-            raise ValueError(f"{path}: the weights don't fit config.json: {what}")
         return model
 
     def full_weights(self):
@@ -418,6 +403,31 @@ def weight_files(path):
     return files
 
 
+def check_weights(path):
+    """Raises ValueError unless a local checkpoint's tensors are exactly those, by name and shape, that its config.json asks
+    for. Reads the files' headers only. vLLM, which samples from whatever memory holds for a missing tensor, doesn't check."""
+    with torch.device("meta"):
+        config = Config.from_pretrained(path)
+        wanted = {name: list(p.shape) for name, p in Qwen2(config).named_parameters()}
+    found = {}
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="pt") as f:
+                found.update({name: f.get_slice(name).get_shape() for name in f.keys()})
+                pair = {"lm_head.weight", "model.embed_tokens.weight"}
+                if config.tie_word_embeddings and pair <= set(f.keys()) and torch.equal(*map(f.get_tensor, pair)):
+                    del found["lm_head.weight"]  # some tied checkpoints store the shared matrix twice: harmless
+        except SafetensorError as e:
+            raise ValueError(f"{file}: not a whole safetensors file ({e})") from None
+    for kind, names in (("missing", wanted.keys() - found.keys()), ("not in the model:", found.keys() - wanted.keys())):
+        if names:
+            raise ValueError(f"{path}: the weights don't fit config.json: {kind} {', '.join(sorted(names)[:3])}"
+                             f"{', ...' if len(names) > 3 else ''} ({len(names)} in all)")
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise ValueError(f"{path}: {name} has shape {found[name]}, config.json asks for {shape}")
+
+
 def fingerprint(path):
     """SHA-256 over a local checkpoint's configuration and every byte of its weights (about a second per 2 GB)."""
     total = hashlib.sha256()
@@ -425,3 +435,40 @@ def fingerprint(path):
         with open(file, "rb") as f:
             total.update(hashlib.file_digest(f, "sha256").digest())
     return total.hexdigest()
+
+
+# ---- batches of prompts and responses ----------------------------------------------------------------------------
+
+class MicroBatch(NamedTuple):
+    """Some of a batch's sequences, packed."""
+    index: torch.Tensor       # (B,) which of the batch's
+    input_ids: torch.Tensor   # (T,) prompts and responses, end to end
+    cu_seqlens: torch.Tensor  # (B + 1,) int32
+    where: torch.Tensor       # (T,) bool: the response's tokens, EOS included; from lengths, since EOS may equal PAD
+
+
+def pack(index, prompts, responses, device):
+    """MicroBatch of the sequences `index`. prompts, responses: token id lists of the whole batch."""
+    tokens = [t for i in index for t in prompts[i] + responses[i]]
+    where = [k >= len(prompts[i]) for i in index for k in range(len(prompts[i]) + len(responses[i]))]
+    lengths = [len(prompts[i]) + len(responses[i]) for i in index]
+    return MicroBatch(torch.tensor(index), torch.tensor(tokens, device=device),
+                      torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
+                      torch.tensor(where, device=device))
+
+
+def split_by_tokens(index, lengths, limit):
+    """Split `index` into groups of at most `limit` tokens (or one sequence), longest first, so a group's are alike."""
+    groups, room = [], 0
+    for i in sorted(index, key=lambda i: -lengths[i]):
+        if lengths[i] > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(i)
+        room -= lengths[i]
+    return groups
+
+
+def sum_per_sequence(x, cu_seqlens):
+    """(T,) -> (B,)"""
+    return torch.segment_reduce(x, "sum", lengths=cu_seqlens.diff().long())

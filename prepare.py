@@ -54,7 +54,7 @@ def read_raw(task, split):
             raise OSError(f"the hub didn't give {HUB[task][0]} ({type(e).__name__}); "
                           "pass --source=<folder with train.jsonl and test.jsonl>") from e
     if os.path.isfile(source):
-        is_test = "test" in os.path.basename(source)
+        is_test = os.path.basename(source).startswith("test")
         return read_jsonl(source, ROWS[task][1]) if is_test == (split == "test") else None
     return read_jsonl(os.path.join(source, f"{split}.jsonl"), ROWS[task][1])
 

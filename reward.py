@@ -7,14 +7,14 @@ import re
 from fractions import Fraction
 
 # Words that MATH's answers carry after a number; "5\text{ cm}" and "5" are the same answer.
-UNIT = re.compile(r"(?<=[\d}])\\?\s*(?:\\(?:text|mbox|mathrm)\s*\{[^{}]*\}|(?:degrees?|cm|inches|feet|units?|dollars?|cents?)\b)"
-                  r"(?:\^\{?\d\}?)?$")
+UNIT = re.compile(r"(?<=[\d}])\\?\s*(?:\\(?:text|mbox|mathrm)\s*\{[^{}]*\}|"
+                  r"(?:degrees?|cm|inches|feet|units?|dollars?|cents?)\b)(?:\^\{?\d\}?)?$")
 NUMBER = re.compile(r"-?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?")
 
 
 def gsm8k(response, answer, finished=True):
     """1.0 if the number after the first `#### ` is the answer, by value: `72.0`, `$72` and `1,200` count (paper, sec. 5)."""
-    found = re.search(r"####\s*(-?)\s*\$?\s*(-?[\d,]*\.?\d+)(?![\d/^*]|[eE]\d)", response)
+    found = re.search(r"####\s*(-?)\s*\$?\s*(-?(?>[\d,]*\.?\d+))(?![/^*]|[eE]\d)", response)
     return float(found is not None and is_equivalent(found[1] + found[2], answer))
 
 

@@ -14,6 +14,7 @@ Against PPO and GRPO there is no critic, no group of samples per prompt, no clip
 Reads data/<task>/{train,test}.jsonl and <out>/values.pt; writes <out>/metrics.jsonl, a line per step, and <out>/model.
 vLLM samples in this same process: it sleeps while the policy trains and takes the new weights after every step.
 """
+import hashlib
 import json
 import os
 import shutil
@@ -21,10 +22,9 @@ import sys
 import time
 from functools import partial
 from glob import glob
-from typing import NamedTuple
 
 from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
-                    open_model, read_jsonl, sampling_seed, single_process, whole_folder, write_jsonl)
+                    open_model, read_jsonl, sampling_seed, single_process, subset, whole_folder, write_jsonl)
 
 import numpy as np  # common comes before torch, to quiet it
 import torch
@@ -32,7 +32,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from estimate_value import load_values
-from model import Qwen2, fingerprint, shard_model
+from model import Qwen2, fingerprint, pack, shard_model, split_by_tokens, sum_per_sequence
 from reward import grade
 
 # what
@@ -62,57 +62,22 @@ entropy_coef = 0.0               # bonus on the mean entropy per response token;
 eval_every = 4                   # steps
 eval_prompts = 256               # so many of data/<task>/test.jsonl; 0: all
 # checkpoints, to go on from after an interruption
-save_every = 0                   # steps; 0: none. <out>/ckpt keeps the newest
-resume = True                    # go on from <out>/ckpt if there is one; False: begin anew and delete it
+save_every = 8                   # steps; 0: none. <out>/ckpt keeps the newest
+resume = True                    # go on from <out>/ckpt if there is one; False: begin anew, and delete it
 # the machine
 dtype = "float32"                # compute in float32 or bfloat16; master weights, gradients and AdamW are float32
 micro_batch_tokens = 16384       # tokens in one forward and backward pass
 checkpoint_activations = False   # recompute activations in backward: a third more compute, far less memory
-gpu_memory = 0.5                 # share of the GPU for the engine while it is awake
-logp_tolerance = 0.0             # largest mean |ln p| difference of vLLM and trainer; 0: 1e-4 (float32), 0.1 (bfloat16)
+engine_memory = 0.5              # share of the GPU for vLLM while it is awake
+logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)| of a token; 0: from the dtype and the first step
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Shapes: B sequences in a micro-batch, T packed tokens.
+# Shapes: B sequences in a micro-batch, T packed tokens, batch responses in a step.
 
 
 def apo_loss(logps, ref_logps, rewards, v_star, beta2):
     """Mean of (beta2 ln(pi/pi_ref) + V* - r)^2. All (B,), log-probabilities summed over the response. Paper, eq. 5."""
     return (beta2 * (logps - ref_logps) + v_star - rewards).square().mean()
-
-
-class MicroBatch(NamedTuple):
-    """Some of a batch's sequences, packed."""
-    index: torch.Tensor       # (B,) which of the batch's
-    input_ids: torch.Tensor   # (T,) prompts and responses, end to end
-    cu_seqlens: torch.Tensor  # (B + 1,) int32
-    where: torch.Tensor       # (T,) bool: the response's tokens, EOS included; from lengths, since EOS may equal PAD
-
-
-def pack(index, prompts, responses, device):
-    """MicroBatch of the sequences `index`. prompts, responses: token id lists of the whole batch."""
-    tokens = [t for i in index for t in prompts[i] + responses[i]]
-    where = [k >= len(prompts[i]) for i in index for k in range(len(prompts[i]) + len(responses[i]))]
-    lengths = [len(prompts[i]) + len(responses[i]) for i in index]
-    return MicroBatch(torch.tensor(index), torch.tensor(tokens, device=device),
-                      torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device),
-                      torch.tensor(where, device=device))
-
-
-def split_by_tokens(index, lengths, limit):
-    """Split `index` into groups of at most `limit` tokens (or one sequence), longest first, so a group's are alike."""
-    groups, room = [], 0
-    for i in sorted(index, key=lambda i: -lengths[i]):
-        if lengths[i] > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(i)
-        room -= lengths[i]
-    return groups
-
-
-def sum_per_sequence(x, cu_seqlens):
-    """(T,) -> (B,)"""
-    return torch.segment_reduce(x, "sum", lengths=cu_seqlens.diff().long())
 
 
 def batch_at(step, num_prompts):
@@ -129,6 +94,19 @@ def evaluate_policy(engine, rows):
                                     max_response_tokens, t)
         accuracy.append(sum(grade(rows, [r.text for r in responses], [r.finished for r in responses])) / len(rows))
     return accuracy
+
+
+def check_sampler(step, mean, largest, first_mean):
+    """Exit unless vLLM's and the trainer's log-probabilities of the samples agree: else they are of different weights.
+
+    Rounding alone makes about 1e-6 a token in float32 on the CPU and 0.01 to 0.03 in bfloat16, so besides a fixed limit the
+    run's own first step is the measure: later ones stay within three times that."""
+    fixed = 0.1 if dtype == "bfloat16" else 1e-2 if torch.cuda.is_available() else 1e-4
+    limit = logp_tolerance or min(fixed, 3 * first_mean + 1e-4)
+    if not mean <= limit:
+        sys.exit(f"error: step {step}: vLLM's log-probabilities differ from the trainer's by {mean:.2g} a token on average "
+                 f"(at most {largest:.2g}; allowed on average {limit:.2g}): the samples come from other weights than those in "
+                 "training. The weights were not updated.")
 
 
 def read_inputs(folder):
@@ -155,12 +133,15 @@ def read_inputs(folder):
             if not drop_unsolved or r.max() > 0]
     check(batch_size <= len(rows), f"--batch_size={batch_size} is larger than the data set: {values_path} has {len(rows)} "
           f"prompts{' that were ever solved' if drop_unsolved else ''}")
-    return path, config, tokenizer, rows, test[:eval_prompts or None]
+    fingerprint_values = hashlib.sha256(json.dumps([[row["id"], row["v_star"]] for row in rows]).encode()).hexdigest()
+    return path, config, tokenizer, rows, subset(test, eval_prompts, 0), fingerprint_values
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------
 
-MAY_DIFFER = ("out", "max_steps", "eval_every", "eval_prompts", "save_every", "resume", "gpu_memory", "logp_tolerance")
+# What may change when a run goes on: it moves no sample and no gradient beyond rounding.
+MAY_DIFFER = ("out", "eval_every", "eval_prompts", "save_every", "resume", "micro_batch_tokens", "checkpoint_activations",
+              "engine_memory", "logp_tolerance")
 
 
 def find_checkpoint(folder, constants):
@@ -172,7 +153,8 @@ def find_checkpoint(folder, constants):
     with open(os.path.join(paths[-1], "constants.json")) as f:
         theirs = json.load(f)
     for name, value in constants.items():
-        check(name in MAY_DIFFER or theirs.get(name) == value, f"{paths[-1]} was trained with {name} = {theirs.get(name)!r}, "
+        may_differ = name in MAY_DIFFER or name == "max_steps" and not lr_decay
+        check(may_differ or theirs.get(name) == value, f"{paths[-1]} was trained with {name} = {theirs.get(name)!r}, "
               f"this run has {value!r}; choose another --out, or begin anew with --resume=False")
     return paths[-1], int(paths[-1][-6:])
 
@@ -204,8 +186,8 @@ HEADER = "step  reward  acc(greedy/sampled)      kl    loss   gnorm  length  cut
 def screen_line(m):
     """One step's metrics for the screen, under HEADER."""
     acc = f"{m['accuracy']:.3f} / {m['accuracy_sampled']:.3f}" if "accuracy" in m else ""
-    return (f"{m['step']:4d}  {m['reward']:6.3f}  {acc:^19}  {round(m['kl'], 5) + 0:8.5f}  {m['loss']:6.4f}  {m['grad_norm']:6.3f}  "
-            f"{m['response_length']:6.1f}  {m['truncated']:3.0%}  {m['logp_diff_max']:.1e}  "
+    return (f"{m['step']:4d}  {m['reward']:6.3f}  {acc:^19}  {round(m['kl'], 5) + 0:8.5f}  {m['loss']:6.4f}  "
+            f"{m['grad_norm']:6.3f}  {m['response_length']:6.1f}  {m['truncated']:3.0%}  {m['logp_diff_max']:.1e}  "
             f"{m['tokens'] / m['seconds_step']:5.0f}  {m['seconds_generate']:12.2f} {m['seconds_reference']:4.2f} "
             f"{m['seconds_train']:5.2f} {m['seconds_sync']:4.2f}")
 
@@ -213,46 +195,52 @@ def screen_line(m):
 def main(constants):
     # ---- set-up ----
     single_process()
-    from rollout import Engine  # imports vLLM: takes seconds
     folder = out or os.path.join("out", task)
-    with one_line_errors():
-        path, config, tokenizer, rows, test = read_inputs(folder)
-        checkpoint, first_step = find_checkpoint(folder, constants)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    tolerance = logp_tolerance or (1e-4 if dtype == "float32" else 0.1)
-    alone = {} if "RANK" in os.environ else {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", **alone)  # python: torchrun with one
-
-    longest = max(len(row["tokens"]) for row in rows + test) + max_response_tokens
-    engine = Engine(path, dtype, longest, gpu_memory)
-    engine.sleep()
-    with one_line_errors():
-        policy = Qwen2.from_pretrained(path, torch.float32, device, partial(shard_model, compute_dtype=compute))
-        reference = Qwen2.from_pretrained(path, compute, device, partial(shard_model, compute_dtype=compute))
-    policy.checkpoint_activations = checkpoint_activations
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(adam_beta1, adam_beta2), weight_decay=weight_decay)
     metrics_path = os.path.join(folder, "metrics.jsonl")
-    history = []
+    with one_line_errors():
+        path, config, tokenizer, rows, test, values = read_inputs(folder)
+        constants = {**constants, "values": values}
+        checkpoint, first_step = find_checkpoint(folder, constants)
+        history = [m for m in read_jsonl(metrics_path, ("step",)) if m["step"] < first_step] if checkpoint else []
+    if first_step >= max_steps and os.path.isdir(os.path.join(folder, "model")):
+        print(f"{folder} is trained: {first_step} steps; raise --max_steps to go on, or begin anew with --resume=False")
+        return
+    from rollout import Engine  # imports vLLM, which takes seconds
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    compute = getattr(torch, dtype)
+    alone = {} if "RANK" in os.environ else {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", **alone)  # python: as torchrun with one process
+
+    engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows + test) + max_response_tokens, engine_memory)
+    engine.sleep()
+    policy = Qwen2.from_pretrained(path, torch.float32, device, partial(shard_model, compute_dtype=compute))
+    reference = Qwen2.from_pretrained(path, compute, device, partial(shard_model, compute_dtype=compute))
+    policy.checkpoint_activations = checkpoint_activations
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(adam_beta1, adam_beta2), weight_decay=weight_decay,
+                                  fused=cuda)
+    num_params = sum(p.numel() for p in policy.parameters())
+    print(f"{num_params:,} parameters, {len(rows):,} prompts, {len(rows) // batch_size} steps an epoch, "
+          f"{max_steps} steps of {batch_size} responses")
     if checkpoint:
         load_checkpoint(checkpoint, policy, optimizer)
-        history = [m for m in read_jsonl(metrics_path, ("step",)) if m["step"] < first_step]
         print(f"going on from {checkpoint}")
     else:
         shutil.rmtree(os.path.join(folder, "ckpt"), ignore_errors=True)
     engine.sync(policy.full_weights(), config.tie_word_embeddings)
-
-    num_params = sum(p.numel() for p in policy.parameters())
-    print(f"{num_params:,} parameters, {len(rows):,} prompts, {len(rows) // batch_size} steps an epoch, "
-          f"{max_steps} steps of {batch_size} responses", flush=True)
-    if first_step == 0:
+    if not checkpoint:
         start = dict(zip(("accuracy_start", "accuracy_start_sampled"), evaluate_policy(engine, test)))
         print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(*start.values()))
-    write_jsonl(metrics_path, history)
-    print(HEADER)
+    print(HEADER, flush=True)
 
+    def clock():
+        if cuda:
+            torch.cuda.synchronize()  # so that each phase is charged for its own work
+        return time.perf_counter()
+
+    first_mean = None  # the sampler's rounding, measured in this process's first step
     for step in range(first_step, max_steps):
-        clock = [time.time()]
+        times = [clock()]
 
         # ---- sample one response per prompt from the current policy ----
         batch = [rows[i] for i in batch_at(step, len(rows))]
@@ -260,13 +248,14 @@ def main(constants):
         responses = engine.generate(prompts, [sampling_seed(seed, "stage 2", step, row["id"]) for row in batch],
                                     max_response_tokens, temperature, logps=True)
         engine.sleep()
-        clock.append(time.time())
+        times.append(clock())
 
         # ---- score ----
         rewards = torch.tensor(grade(batch, [r.text for r in responses], [r.finished for r in responses]))     # (batch,)
         v_star = torch.tensor([row["v_star"] for row in batch])                                                # (batch,)
+        times.append(clock())
 
-        # ---- log-probabilities under the reference, in the same micro-batches as below: equal models, equal numbers ----
+        # ---- log-probabilities under the reference, in the micro-batches of training: equal models, equal numbers ----
         tokens = [r.tokens for r in responses]
         lengths = [len(p) + len(t) for p, t in zip(prompts, tokens)]
         mini_batches = [[pack(index, prompts, tokens, device)
@@ -275,77 +264,75 @@ def main(constants):
         with torch.no_grad():
             ref_logps = [[reference.token_logps(micro.input_ids, micro.cu_seqlens, temperature, micro.where)
                           for micro in micros] for micros in mini_batches]
-        clock.append(time.time())
+        times.append(clock())
 
         # ---- regress ----
         now_lr = lr * (1 - step / max_steps) if lr_decay else lr
         for group in optimizer.param_groups:
             group["lr"] = now_lr
-        loss_sum = kl_sum = entropy_sum = 0.0
-        grad_norms, logp_diffs = [], []
+        sums = torch.zeros(3, device=device)  # of loss, KL and entropy
+        grad_norms, differences = [], []
         for n, micros in enumerate(mini_batches):
-            num_tokens = sum(int(micro.where.sum()) for micro in micros)
+            num_tokens = sum(len(tokens[i]) for micro in micros for i in micro.index.tolist())
             for micro, ref in zip(micros, ref_logps[n]):                                                       # ref (T,)
                 logps, entropy = policy.token_logps(micro.input_ids, micro.cu_seqlens, temperature, micro.where,
-                                                    entropy=True)                                              # (T,)
+                                                    entropy=True)                                              # (T,), (T,)
                 loss = apo_loss(sum_per_sequence(logps, micro.cu_seqlens), sum_per_sequence(ref, micro.cu_seqlens),
                                 rewards[micro.index].to(device), v_star[micro.index].to(device), beta2)
-                loss = loss * len(micro.index) / mini_batch_size
-                if entropy_coef:
-                    loss = loss - entropy_coef * entropy.sum() / num_tokens
-                loss.backward()
-                loss_sum += loss.item()
-                entropy_sum += entropy.sum().item()
+                loss = loss * len(micro.index) / mini_batch_size  # its share of the mini-batch's mean
+                bonus = entropy_coef * entropy.sum() / num_tokens if entropy_coef else 0.0
+                (loss - bonus).backward()
+
                 sampled = torch.tensor([x for i in micro.index.tolist() for x in responses[i].logps], device=device)
-                kl_sum += (sampled - ref[micro.where]).sum().item()  # of the policy that the whole batch is from
-                if n == 0:  # before the first update the trainer's policy must be that one
-                    logp_diffs.append((logps[micro.where].detach() - sampled).abs())
+                sums += torch.stack((loss.detach(), (sampled - ref[micro.where]).sum(), entropy.detach().sum()))
+                if n == 0:  # before the step's first update the trainer's policy must be the one that was sampled from
+                    differences.append((logps.detach()[micro.where] - sampled).abs())
             if n == 0:
-                diff = torch.cat(logp_diffs)
-                if not diff.mean() <= tolerance:
-                    sys.exit(f"error: step {step}: vLLM's log-probabilities differ from the trainer's by {diff.mean():.2g} a "
-                             f"token on average (largest {diff.max():.2g}, allowed {tolerance:.2g} on average): the samples "
-                             "come from other weights than those being trained. The weights were not updated.")
+                difference = torch.cat(differences)
+                diff_mean, diff_max = difference.mean().item(), difference.max().item()
+                first_mean = diff_mean if first_mean is None else first_mean
+                check_sampler(step, diff_mean, diff_max, first_mean)
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip).full_tensor().item()
             if not np.isfinite(norm):
                 sys.exit(f"error: step {step}: the gradient's norm is {norm}. The weights were not updated.")
             optimizer.step()
             optimizer.zero_grad()
             grad_norms.append(norm)
-        clock.append(time.time())
+        times.append(clock())
 
         # ---- bring the new weights to the engine ----
         engine.sync(policy.full_weights(), config.tie_word_embeddings)
-        clock.append(time.time())
+        times.append(clock())
 
-        # ---- log ----
+        # ---- log, evaluate, save ----
         total = sum(len(t) for t in tokens)
-        generate, reference_, train, sync = np.diff(clock)
-        metrics = {"step": step, "reward": rewards.mean().item(), "loss": loss_sum / len(mini_batches), "kl": kl_sum / total,
-                   "entropy": entropy_sum / total, "grad_norm": sum(grad_norms) / len(grad_norms),
-                   "response_length": total / batch_size, "truncated": 1 - sum(r.finished for r in responses) / batch_size,
-                   "v_star": v_star.mean().item(), "logp_diff_max": diff.max().item(), "logp_diff_mean": diff.mean().item(),
-                   "tokens": total, "lr": now_lr, "seconds_generate": generate, "seconds_reference": reference_,
-                   "seconds_train": train, "seconds_sync": sync, "seconds_step": clock[-1] - clock[0]}
+        loss, kl, entropy = sums.tolist()
+        metrics = {"step": step, "reward": rewards.mean().item(), "loss": loss / len(mini_batches), "kl": kl / total,
+                   "entropy": entropy / total, "grad_norm": sum(grad_norms) / len(grad_norms),
+                   "response_length": total / batch_size, "truncated": sum(not r.finished for r in responses) / batch_size,
+                   "v_star": v_star.mean().item(), "logp_diff_max": diff_max, "logp_diff_mean": diff_mean,
+                   "tokens": total, "lr": now_lr}
+        phases = ("generate", "grade", "reference", "train", "sync")
+        metrics.update({f"seconds_{phase}": end - begin for phase, begin, end in zip(phases, times, times[1:])})
+        metrics["seconds_step"] = times[-1] - times[0]
         if step == 0:
             metrics.update(start)
         if (step + 1) % eval_every == 0 or step + 1 == max_steps:
             metrics["accuracy"], metrics["accuracy_sampled"] = evaluate_policy(engine, test)
-            metrics["seconds_eval"] = time.time() - clock[-1]
-        with open(metrics_path, "a") as f:
-            f.write(json.dumps(metrics) + "\n")
+            metrics["seconds_eval"] = clock() - times[-1]
+        history.append(metrics)
+        write_jsonl(metrics_path, history)
         print(screen_line(metrics), flush=True)
         if metrics["truncated"] > 0.5:
-            print(f"      warning: {metrics['truncated']:.0%} of the responses were cut at {max_response_tokens} tokens and "
-                  "learn nothing about their end; raise --max_response_tokens")
+            print(f"      warning: {metrics['truncated']:.0%} of the responses were cut at {max_response_tokens} tokens, most "
+                  "of them before their answer; raise --max_response_tokens")
         if save_every and ((step + 1) % save_every == 0 or step + 1 == max_steps):
             save_checkpoint(folder, step + 1, policy, optimizer, constants)
 
-    # ---- save ----
     with whole_folder(os.path.join(folder, "model")) as temporary:
         policy.save_pretrained(temporary, compute)
         tokenizer.save_pretrained(temporary)
-    print(f"wrote {folder}/metrics.jsonl and {folder}/model")
+    print(f"wrote {metrics_path} and {folder}/model")
     engine.shutdown()
 
 

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+import common
 import train_apo
 from common import sampling_seed
 from estimate_value import optimal_value
 from evaluate import pass_at_k, wilson
-from train_apo import apo_loss, pack, split_by_tokens, sum_per_sequence
+from model import pack, split_by_tokens, sum_per_sequence
+from train_apo import apo_loss
 
 
 @pytest.mark.parametrize("right, value", [(0, 0.0), (1, 0.294), (4, 0.717), (8, 1.0)])
@@ -112,3 +114,23 @@ def test_wilson_interval_against_the_normal_one():
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
     low, high = wilson(0.0, 100)
     assert low == pytest.approx(0, abs=1e-9) and 0.03 < high < 0.04
+
+
+def test_subsets_are_nested_and_mixed():
+    """The first rows of MATH's test set are all algebra: a subset must not be the first rows."""
+    rows = [{"id": f"t/{i}"} for i in range(1000)]
+    small, large = common.subset(rows, 50, 0), common.subset(rows, 200, 0)
+    assert len(small) == 50 and [r for r in large if r in small] == small and common.subset(rows, 0, 0) == rows
+    assert 300 < np.mean([int(r["id"][2:]) for r in small]) < 700
+    assert small != common.subset(rows, 50, 1)
+
+
+def test_sampler_check(monkeypatch):
+    """In bfloat16 one fixed limit can't tell drift from rounding: the first step is the measure. A NaN stops the run, too."""
+    monkeypatch.setattr(train_apo, "dtype", "bfloat16")
+    train_apo.check_sampler(5, 0.02, 0.3, 0.012)
+    for mean, first in ((0.05, 0.012), (0.11, 0.11), (float("nan"), 0.012)):
+        with pytest.raises(SystemExit, match="other weights"):
+            train_apo.check_sampler(5, mean, 0.3, first)
+    monkeypatch.setattr(train_apo, "logp_tolerance", 0.2)
+    train_apo.check_sampler(5, 0.11, 0.3, 0.012)

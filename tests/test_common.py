@@ -29,8 +29,10 @@ def test_constants_are_overridden_with_their_types(script, monkeypatch):
 
 @pytest.mark.parametrize("arg, message", [
     ("--max_stepz=3", "did you mean max_steps?"), ("--max_steps=3.5", "max_steps is of type int"),
-    ("--max_steps=True", "max_steps is of type int"), ("--resume=1", "resume is of type bool"), ("--lr=fast", "lr is of type float"),
-    ("--lr", "--lr=value"), ("no_such_preset.py", "neither --name=value nor a preset file"), ("--LIMIT=4", "no constant 'LIMIT'"),
+    ("--max_steps=True", "max_steps is of type int"), ("--resume=1", "resume is of type bool"),
+    ("--lr=fast", "lr is of type float"), ("--lr", "--lr=value"), ("--lr=-1", "lr can't be -1"),
+    ("--max_steps=-1", "max_steps can't be -1"),
+    ("no_such_preset.py", "neither --name=value nor a preset file"), ("--LIMIT=4", "no constant 'LIMIT'"),
 ])
 def test_mistakes_are_named(arg, message, script, monkeypatch):
     with pytest.raises(SystemExit) as e:
@@ -40,17 +42,21 @@ def test_mistakes_are_named(arg, message, script, monkeypatch):
 
 def test_presets(script, monkeypatch, tmp_path):
     """A preset serves all stages: beta1 belongs to stage 1 and is skipped here, an unknown name is a mistake. The command
-    line wins where it comes later. Nothing in a preset is executed."""
+    line wins. Nothing in a preset is executed, and what isn't `name = value` is an error, not skipped."""
     preset = tmp_path / "preset.py"
     preset.write_text("lr = 3e-6  # comment\nbeta1 = 0.5\nmax_steps = 7\n")
-    configure(script, str(preset), "--max_steps=9", monkeypatch=monkeypatch)
+    configure(script, "--max_steps=9", str(preset), monkeypatch=monkeypatch)
     assert (script["lr"], script["max_steps"], "beta1" in script) == (3e-6, 9, False)
     preset.write_text("betta1 = 0.5\n")
     with pytest.raises(SystemExit) as e:
         configure(script, str(preset), monkeypatch=monkeypatch)
     assert "did you mean beta1?" in e.value.code
-    preset.write_text(f"model = open({str(tmp_path / 'made')!r}, 'w').name\n")
-    configure(script, str(preset), monkeypatch=monkeypatch)
+    for text in (f"model = open({str(tmp_path / 'made')!r}, 'w').name\n", "lr: float = 1e-5\n", "lr = = 2\n", "import os\n",
+                 "lr = max_steps = 1\n", "Lr = 2e-6\n"):
+        preset.write_text(text)
+        with pytest.raises(SystemExit) as e:
+            configure(script, str(preset), monkeypatch=monkeypatch)
+        assert e.value.code.startswith(f"error: {preset}") and "\n" not in e.value.code
     assert not (tmp_path / "made").exists()
 
 

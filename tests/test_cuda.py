@@ -14,7 +14,8 @@ from model import Config, Qwen2, uses_varlen
 from prepare import byte_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-SHAPES = {"0.5B": Config(), "1.5B": Config(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, intermediate_size=8960)}
+SHAPES = {"0.5B": Config(),
+          "1.5B": Config(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, intermediate_size=8960)}
 
 
 def test_bfloat16_through_variable_length_attention(tmp_path):
@@ -81,9 +82,9 @@ def test_vllm_agrees_after_a_sync_through_sleep_and_wake(tied, tmp_path):
 
     assert difference() > 0.3
     for _ in range(2):
-        used = torch.cuda.mem_get_info()[0]
+        free = torch.cuda.mem_get_info()[0]
         engine.sleep()
-        assert torch.cuda.mem_get_info()[0] > used + 10 * 2 ** 30  # the KV cache at least is given back
+        assert torch.cuda.mem_get_info()[0] > free + 10 * 2 ** 30  # the KV cache at least is given back
         with torch.no_grad():
             for p in master.parameters():
                 p.add_(0.02 * torch.randn_like(p))

@@ -10,7 +10,8 @@ import reward
 @pytest.mark.parametrize("response, right", [
     ("7+6=13\n#### 72", True), ("#### 72.0", True), ("#### $72", True), ("#### 72 apples", True), ("#### 72.", True),
     ("####72", True), ("#### 72\n#### 5", True), ("#### 5\n#### 72", False), ("#### -72", False), ("#### 720", False),
-    ("#### 72.5", False), ("#### 72/2", False), ("72", False), ("#### ", False), ("", False), ("#### seventy-two", False),
+    ("#### 72.5", False), ("#### 72/2", False), ("#### 72.5/2", False),
+    ("#### 72.5e3", False), ("#### 72^2", False), ("#### 72,000/3", False), ("72", False), ("#### ", False), ("", False), ("#### seventy-two", False),
 ])
 def test_gsm8k(response, right):
     """The first `####` counts, by value; the response need not have ended."""
@@ -51,8 +52,8 @@ def test_not_equivalent(a, b):
     assert not reward.is_equivalent(a, b) and not reward.is_equivalent(b, a)
 
 
-@pytest.mark.parametrize("text", ["__import__('os').system('true')", "9" * 100_000, "{" * 10_000, "\\frac{1}{0}", "\x00", "\ud800",
-                                  "\\boxed{" * 2000, "9^{9^{9^9}}", "1e999999999"])
+@pytest.mark.parametrize("text", ["__import__('os').system('true')", "9" * 100_000, "{" * 10_000, "\\frac{1}{0}", "\x00",
+                                  "\ud800", "\\boxed{" * 2000, "9^{9^{9^9}}", "1e999999999"])
 def test_hostile_text_is_just_wrong(text):
     assert not reward.is_equivalent(text, "1")
     assert reward.math(f"\\boxed{{{text}}}", "1") == 0.0 and reward.gsm8k(f"#### {text}", "1") == 0.0
