@@ -178,7 +178,8 @@ def main():
                   "at a time")
 
     from rollout import Engine  # imports vLLM, which takes seconds
-    engine = Engine(plans[0][0], dtype, max(len(row["tokens"]) for row in plans[0][1]) + max_response_tokens, gpu_memory)
+    with one_line_errors():
+        engine = Engine(plans[0][0], dtype, max(len(row["tokens"]) for row in plans[0][1]) + max_response_tokens, gpu_memory)
     all_results = []
     for name, (path, rows, file, saved) in zip(names, plans):
         if all_results:

@@ -23,7 +23,6 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-
 PROBES = ("model.embed_tokens.weight", "model.norm.weight")  # vLLM keeps these under the checkpoint's names, unfused
 
 

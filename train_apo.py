@@ -212,7 +212,8 @@ def main(constants):
     alone = {} if "RANK" in os.environ else {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
     torch.distributed.init_process_group("nccl" if cuda else "gloo", **alone)  # python: as torchrun with one process
 
-    engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows + test) + max_response_tokens, engine_memory)
+    with one_line_errors():
+        engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows + test) + max_response_tokens, engine_memory)
     engine.sleep()
     policy = Qwen2.from_pretrained(path, torch.float32, device, partial(shard_model, compute_dtype=compute))
     reference = Qwen2.from_pretrained(path, compute, device, partial(shard_model, compute_dtype=compute))

@@ -33,3 +33,4 @@ eval_prompts = 500
 save_every = 50
 micro_batch_tokens = 16384
 checkpoint_activations = True
+engine_memory = 0.35

@@ -3,6 +3,7 @@
 #   python estimate_value.py config/math_qwen2.5_7b.py
 #   torchrun --nproc_per_node=1 train_apo.py config/math_qwen2.5_7b.py
 #   python evaluate.py config/math_qwen2.5_7b.py --model=Qwen/Qwen2.5-7B,out/math_qwen2.5_7b/model
+# Stage 2 needs more than one 80 GB GPU here: weights, gradients and AdamW's state alone are 122 GB.
 model = "Qwen/Qwen2.5-7B"
 task = "math"
 out = "out/math_qwen2.5_7b"
@@ -33,3 +34,4 @@ eval_prompts = 500
 save_every = 50
 micro_batch_tokens = 8192
 checkpoint_activations = True
+engine_memory = 0.3
