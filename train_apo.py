@@ -209,8 +209,9 @@ def main(constants):
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     compute = getattr(torch, dtype)
+    # Under plain python, what torchrun with one process would set up.
     alone = {} if "RANK" in os.environ else {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", **alone)  # python: as torchrun with one process
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
 
     with one_line_errors():
         engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows + test) + max_response_tokens, engine_memory)

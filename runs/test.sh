@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# All tests, on the CPU. Arguments go to pytest: bash runs/test.sh -k model -x
+# The tests. Arguments go to pytest: bash runs/test.sh -k model -x
 source "$(dirname "$0")/setup.sh"
 python -m pytest -q --durations=8 tests "$@"

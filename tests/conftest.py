@@ -1,4 +1,4 @@
-"""Shared parts of the tests. All run on the CPU; those in test_cuda.py skip without a GPU.
+"""Shared parts of the tests. Those in test_cuda.py skip without a GPU, those that are exact on the CPU alone with one.
 
     bash runs/test.sh                # everything
     bash runs/test.sh -k reward      # a part
