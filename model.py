@@ -37,9 +37,9 @@ except ImportError:
 try:
     from torch.nn.attention.varlen import varlen_attn
     # "Causal" was spelled is_causal before it became a window, and later releases want grouped queries announced.
-    parameters = inspect.signature(varlen_attn).parameters
-    VARLEN_CAUSAL = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
-    VARLEN_CAUSAL |= {"enable_gqa": True} if "enable_gqa" in parameters else {}
+    accepted = inspect.signature(varlen_attn).parameters
+    VARLEN_CAUSAL = {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+    VARLEN_CAUSAL |= {"enable_gqa": True} if "enable_gqa" in accepted else {}
 except ImportError:
     varlen_attn = None
 
@@ -75,16 +75,20 @@ class Config:
                        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default"}
         if any(unsupported.values()):
             name = next(k for k, bad in unsupported.items() if bad)
-            raise ValueError(f"config.json: {name} = {d.get(name, rope)!r} is not a Qwen2.5 that model.py implements")
+            raise ValueError(f"{name} = {d.get(name, rope)!r} is not a Qwen2.5 that model.py implements")
         known = {f.name: d[f.name] for f in fields(cls) if f.name in d}
         return cls(**{**known, "rope_theta": rope.get("rope_theta", d.get("rope_theta", 10000.0)),
                       "tie_word_embeddings": d.get("tie_word_embeddings", False)})
 
     @classmethod
     def from_pretrained(cls, path):
-        """Read <path>/config.json."""
-        with open(os.path.join(path, "config.json")) as f:
-            return cls.from_dict(json.load(f))
+        """Read <path>/config.json. Raises ValueError naming it."""
+        file = os.path.join(path, "config.json")
+        with open(file) as f:
+            try:
+                return cls.from_dict(json.load(f))
+            except ValueError as e:
+                raise ValueError(f"{file}: {e}") from None
 
 
 class Packing(NamedTuple):
@@ -97,11 +101,10 @@ class Packing(NamedTuple):
     unpad: torch.Tensor | None  # (T,) padded index of each packed position
 
 
-def make_packing(cu_seqlens, config, dtype):
-    """cu_seqlens (B + 1,) int32 -> Packing. Positions, and so the rotary angles, begin at 0 in every sequence."""
+def make_packing(cu_seqlens, total, config, dtype):
+    """cu_seqlens (B + 1,) int32 up to total = T -> Packing. Positions, and so the rotary angles, begin at 0 in each sequence."""
     device, lengths = cu_seqlens.device, cu_seqlens.diff()
     max_len = int(lengths.max())  # device sync: kernels and padding are sized on the host
-    total = int(cu_seqlens[-1])
     seq = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=total)  # (T,)
     pos = torch.arange(total, device=device) - cu_seqlens[seq]                                            # (T,)
     half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)
@@ -273,7 +276,7 @@ class Qwen2(nn.Module):
     def hidden_states(self, input_ids, cu_seqlens):
         """input_ids (T,), cu_seqlens (B + 1,) -> (T, D), after the last norm."""
         x = self.model.embed_tokens(input_ids)
-        packing = make_packing(cu_seqlens, self.config, x.dtype)
+        packing = make_packing(cu_seqlens, len(x), self.config, x.dtype)
         for layer in self.model.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(layer, x, packing, use_reentrant=False)

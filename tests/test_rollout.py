@@ -19,7 +19,7 @@ def setting(request, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("model"))
     random_model(config, seed=0).save_pretrained(path)
     tokenizer.save_pretrained(path)
-    engine = Engine(path, "float32", 400)
+    engine = Engine(path, "float32", 400, gpu_memory=0.3)
     yield engine, random_model(config, seed=1)
     engine.shutdown()
 
