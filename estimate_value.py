@@ -6,7 +6,7 @@
 
 Each prompt x gets N samples y_1 ... y_N from the reference model and
 
-    V*(x) = beta1 ln( 1/N sum_i exp(r(x, y_i) / beta1) )                                         (paper, eq. 4)
+    V*(x) = beta1 ln( 1/N sum_i exp(r(x, y_i) / beta1) )
 
 Writes <out>/values.pt for train_apo.py and <out>/responses.jsonl to read. Stopped at any moment, the same command goes on
 where it was; asked for more samples or prompts than it has, it makes the missing ones. Changing beta1 or reward.py samples
@@ -44,7 +44,7 @@ seed = 0
 
 
 def optimal_value(rewards, beta1):
-    """V* of each prompt from its samples' rewards: beta1 ln mean exp(r / beta1). rewards (P, N) -> (P,). Paper, eq. 4."""
+    """V* of each prompt from its samples' rewards: beta1 ln mean exp(r / beta1). rewards (P, N) -> (P,). Paper, stage 1."""
     return beta1 * (torch.logsumexp(rewards / beta1, dim=1) - torch.log(torch.tensor(float(rewards.shape[1]))))
 
 

@@ -13,7 +13,7 @@ NUMBER = re.compile(r"-?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?")
 
 
 def gsm8k(response, answer, finished=True):
-    """1.0 if the number after the first `#### ` is the answer, by value: `72.0`, `$72` and `1,200` count (paper, sec. 5)."""
+    """1.0 if the number after the first `#### ` is the answer, by value: `72.0`, `$72` and `1,200` count."""
     found = re.search(r"####\s*(-?)\s*\$?\s*(-?(?>[\d,]*\.?\d+))(?![/^*]|[eE]\d)", response)
     return float(found is not None and is_equivalent(found[1] + found[2], answer))
 

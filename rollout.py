@@ -53,7 +53,7 @@ class Engine:
         """Sample one response per prompt; yield (index, Response) as they finish.
 
         prompts: list of token id lists; seeds: one int each, ignored where temperature is 0 (greedy); logps: the sampled
-        tokens' log-probabilities are wanted (a tenth to a quarter of vLLM's time on the host).
+        tokens' log-probabilities are wanted (on two CPU cores a quarter of the time).
         All requests are queued at once, so the batch stays full until the queue is empty.
         """
         core = self.llm.llm_engine

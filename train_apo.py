@@ -6,7 +6,7 @@
 
 Each step samples one response y for each prompt x of a batch from the current policy, and minimises
 
-    ( beta2 ln(pi(y|x) / pi_ref(y|x))  -  (r(x, y) - V*(x)) )^2                                 (paper, eq. 5)
+    ( beta2 ln(pi(y|x) / pi_ref(y|x))  -  (r(x, y) - V*(x)) )^2
 
 with V* from estimate_value.py. The left part is what the log-ratio is, the right what it would be under the optimal policy.
 Against PPO and GRPO there is no critic, no group of samples per prompt, no clipping and no importance ratio.
@@ -76,7 +76,7 @@ logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)| of 
 
 
 def apo_loss(logps, ref_logps, rewards, v_star, beta2):
-    """Mean of (beta2 ln(pi/pi_ref) + V* - r)^2. All (B,), log-probabilities summed over the response. Paper, eq. 5."""
+    """Mean of (beta2 ln(pi/pi_ref) + V* - r)^2. All (B,), log-probabilities summed over the response. Paper, stage 2."""
     return (beta2 * (logps - ref_logps) + v_star - rewards).square().mean()
 
 

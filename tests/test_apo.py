@@ -16,7 +16,7 @@ from train_apo import apo_loss
 
 @pytest.mark.parametrize("right, value", [(0, 0.0), (1, 0.294), (4, 0.717), (8, 1.0)])
 def test_optimal_value_of_binary_rewards(right, value):
-    """The four values that follow from eq. 4 with 0/1 rewards, N = 8 and beta1 = 1/2."""
+    """The four values that follow from the formula with 0/1 rewards, N = 8 and beta1 = 1/2."""
     rewards = torch.tensor([[1.0] * right + [0.0] * (8 - right)])
     assert optimal_value(rewards, 0.5).item() == pytest.approx(value, abs=5e-4)
 
@@ -31,7 +31,7 @@ def test_optimal_value_between_mean_and_maximum():
 
 
 def test_loss_and_gradient():
-    """Eq. 5 by hand, and d loss / d ln pi = 2 beta2 (beta2 ln(pi/pi_ref) - (r - V*)) / B."""
+    """The formula by hand, and d loss / d ln pi = 2 beta2 (beta2 ln(pi/pi_ref) - (r - V*)) / B."""
     g = torch.Generator().manual_seed(0)
     logps, ref, rewards, v_star = (torch.randn(16, generator=g, dtype=torch.float64) * s for s in (9, 9, 1, 1))
     logps.requires_grad_()
@@ -45,7 +45,7 @@ def test_loss_and_gradient():
 
 
 def test_the_regression_finds_the_optimal_policy():
-    """With all responses of one prompt and the exact V*, minimising eq. 5 over a free policy gives pi* = pi_ref e^(r/beta)/Z,
+    """With all responses of one prompt and the exact V*, minimising the loss over a free policy gives pi* = pi_ref e^(r/beta)/Z,
     the solution of the KL-regularised problem that the paper starts from."""
     beta = 0.5
     ref = torch.log_softmax(torch.randn(6, generator=torch.Generator().manual_seed(0)), 0)

@@ -229,7 +229,7 @@ def test_stage_1_goes_on_after_a_kill_and_adds_what_is_missing(base, tmp_path):
 
 
 def test_values_file(base):
-    """Shapes and types as documented; V* is eq. 4 of the rewards; responses.jsonl tells the same story."""
+    """Shapes and types as documented; V* follows from the rewards; responses.jsonl tells the same story."""
     values = torch.load(base / "out/arithmetic/values.pt", weights_only=True)
     n = len(values["ids"])
     assert n == 256 and values["rewards"].shape == values["lengths"].shape == values["finished"].shape == (n, 8)
