@@ -52,7 +52,8 @@ def configure(script):
     for arg in sorted(sys.argv[1:], key=lambda arg: arg.startswith("--")):
         if arg in ("-h", "--help"):
             with open(script["__file__"]) as f:
-                print(f.read().split("# " + "-" * 20)[0])  # the docstring and the constants, with their comments
+                lines = f.read().split("# " + "-" * 20)[0].splitlines()
+            print(script["__doc__"], *(x for x in lines if x.startswith("# ") or x.split(" = ")[0] in mine), sep="\n")
             sys.exit(0)
         if arg.startswith("--"):
             name, eq, text = arg[2:].partition("=")
