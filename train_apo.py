@@ -2,6 +2,7 @@
 
     python train_apo.py                                               # the embedded arithmetic task
     torchrun --nproc_per_node=1 train_apo.py config/gsm8k_qwen2.5_1.5b.py
+    mkdir -p out/higher_lr && cp out/gsm8k_qwen2.5_1.5b/values.pt out/higher_lr      # another run on the same values
     torchrun --nproc_per_node=1 train_apo.py config/gsm8k_qwen2.5_1.5b.py --lr=2e-6 --out=out/higher_lr
 
 Each step samples one response y for each prompt x of a batch from the current policy, and minimises
@@ -121,7 +122,7 @@ def read_inputs(folder):
     values_path = os.path.join(folder, "values.pt")
     if not os.path.isfile(values_path):
         raise FileNotFoundError(f"{values_path}: no such file; make it with estimate_value.py and the same "
-                                "--model, --task and --out")
+                                "--model, --task and --out, or copy it from another run")
     values = load_values(values_path)
     ours = {"model": fingerprint(path), "prompts": fingerprint_prompts(train), "reward": fingerprint_reward(),
             "temperature": temperature, "max_response_tokens": max_response_tokens}

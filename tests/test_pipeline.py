@@ -377,4 +377,5 @@ def test_errors_from_the_command_line(workdir):
     """Through a real process: exit status 1, the reason in one line, nothing else."""
     done = run("train_apo.py", cwd=workdir, check=False)
     assert done.returncode == 1 and done.stdout == ("error: out/arithmetic/values.pt: no such file; make it with "
-                                                    "estimate_value.py and the same --model, --task and --out\n")
+                                                    "estimate_value.py and the same --model, --task and --out, or copy it "
+                                                    "from another run\n")
