@@ -32,10 +32,9 @@ def configure(script):
     an unknown name, a value of the wrong type or a negative number.
     """
     mine = {k: v for k, v in script.items() if k.islower() and k[0] != "_" and type(v) in (bool, int, float, str)}
-    known = set(mine)
     here = os.path.dirname(os.path.abspath(__file__))
 
-    def override(where, name, value):
+    def override(where, name, value, known):
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
             sys.exit(f"error: {where}: there is no constant {name!r}; " + (f"did you mean {near[0]}?" if near else
@@ -57,14 +56,13 @@ def configure(script):
             sys.exit(0)
         if arg.startswith("--"):
             name, eq, text = arg[2:].partition("=")
-            known = set(mine)
             if not eq:
                 sys.exit(f"error: {arg}: constants are set as --{name}=value")
-            override(arg, name, text if type(mine.get(name)) is str else literal(text))
+            override(arg, name, text if type(mine.get(name)) is str else literal(text), set(mine))
         elif os.path.isfile(arg):
-            known.update(*(stage_constants(os.path.join(here, stage)) for stage in STAGES))
+            known = set(mine).union(*(stage_constants(os.path.join(here, stage)) for stage in STAGES))
             for name, value in preset_values(arg):
-                override(arg, name, value)
+                override(arg, name, value, known)
         else:
             sys.exit(f"error: {arg}: neither --name=value nor a preset file")
     return {name: script[name] for name in mine}

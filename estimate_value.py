@@ -42,6 +42,9 @@ gpu_memory = 0.9                 # share of the GPU for the engine
 seed = 0
 # ---------------------------------------------------------------------------------------------------------------------
 
+SAMPLED_FROM = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")  # what decides the samples
+PART = "responses.part.jsonl"  # a line per finished response while stage 1 runs, after a first line with its settings
+
 
 def optimal_value(rewards, beta1):
     """V* of each prompt from its samples' rewards: beta1 ln mean exp(r / beta1). rewards (P, N) -> (P,). Paper, stage 1."""
@@ -73,10 +76,6 @@ def read_samples(folder, meta):
             same_source(settings, part)
             samples.update({(sample.pop("id"), sample["sample"]): sample for sample in lines})
     return samples
-
-
-SAMPLED_FROM = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")  # what decides the samples
-PART = "responses.part.jsonl"  # a line per finished response while stage 1 runs, after a first line with its settings
 
 
 def load_values(path):

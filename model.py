@@ -102,7 +102,7 @@ class Packing(NamedTuple):
 
 
 def make_packing(cu_seqlens, total, config, dtype):
-    """cu_seqlens (B + 1,) int32 up to total = T -> Packing. Positions, so the rotary angles too, begin at 0 in each sequence."""
+    """cu_seqlens (B + 1,) int32 up to total = T -> Packing. Positions, so the rotary angles, begin at 0 in each sequence."""
     device, lengths = cu_seqlens.device, cu_seqlens.diff()
     max_len = int(lengths.max())  # device sync: kernels and padding are sized on the host
     seq = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=total)  # (T,)
@@ -432,7 +432,7 @@ def check_weights(path):
 
 
 def fingerprint(path):
-    """SHA-256 over a local checkpoint's configuration and every byte of its weights (about a second per 2 GB)."""
+    """SHA-256 over a local checkpoint's configuration and every byte of its weights (a second or so per GiB)."""
     total = hashlib.sha256()
     for file in [os.path.join(path, "config.json"), *weight_files(path)]:
         with open(file, "rb") as f:
