@@ -5,22 +5,22 @@ r"""Rewards: 1.0 for a right final answer, else 0.0. All stages grade with these
     is_equivalent("0.333", r"\frac13")                            # False: near is not equal
 
 How two final answers are compared, cheapest first:
-  1. Equal as text, after the spellings of LaTeX that mean the same have become one (`clean`).
-  2. Tokens, then a tree: a hand-written parser for what answers consist of. Nothing is ever run as code.
+  1. As text, once the spellings of LaTeX and Unicode that mean the same have become one (`clean`).
+  2. As trees, which a hand-written parser makes of what answers consist of. Nothing is ever run as code.
   3. Trees are compared by kind: lists in any order, tuples in order, intervals and inequalities as sets of reals, equations
-     up to a factor, matrices entry by entry ...
-  4. What is left are pairs of numbers or formulas, and those are evaluated: exactly, as fractions, where that is possible,
-     else with mpmath to 40 and, if they agree so far, to 500 digits. Variables take random values: two polynomials that
-     agree there are the same (Schwartz-Zippel), two closed forms that agree to 450 digits are taken to be.
-A computer algebra system would prove step 4 where it can; it takes 100 times longer, hangs on hostile input, and gives up
-on what the digits decide. Here every comparison has a budget, and `grade` a time limit that the kernel enforces.
+     up to a factor, matrices by entry ...
+  4. That leaves pairs of numbers or formulas, and these are evaluated: exactly, as fractions, as long as that goes; else
+     with mpmath to 40 digits and, where those agree, to 500. Variables take random values. Two polynomials that agree there
+     are equal (Schwartz-Zippel); two closed forms that agree to 450 digits are taken to be.
+In step 4 a computer algebra system was slower, safe against nothing and no more accurate (LOG.md). Every comparison has a
+budget of steps, and `grade` a time limit that the kernel enforces.
 
-The tree: a number is a Fraction, a variable or constant a str, all else a tuple of a kind and its parts:
-  scalar   ("+", ...) ("neg", a) ("*", ...) ("/", a, b) ("^", a, b) ("!", a) ("fn", name, a, ...) ("app", f, x, ...)
-           ("pm", sign, a) for sign * (+-a)   ("unit", name, a)   ("base", digits, base)
-  several  ("list", ...) 1, 2   ("set", ...) {1, 2}   ("tuple", "(", "]", ...)   ("matrix", columns, ...)   ("ratio", ...) 1:2
-  sets     ("union", ...) ("minus", a, b)
-  others   ("rel", ("<", ...), side, side, ...)   ("word", text)
+A tree is a Fraction, a str (variable or constant), or a tuple of a kind and its parts:
+  scalars  ("+", a, ...) ("neg", a) ("*", a, ...) ("/", a, b) ("^", a, b) ("!", a) ("fn", name, a, ...) ("app", f, x)
+           ("unit", name, a)   ("pm", sign, a): sign times plus-minus a
+  others   ("list", a, ...): 1, 2   ("set", a, ...): {1, 2}   ("tuple", "(", "]", a, ...)   ("matrix", columns, a, ...)
+           ("ratio", a, ...): 1:2   ("union", a, b) ("minus", a, b): of sets of reals   ("rel", ("<", ...), a, b, ...)
+           ("base", digits, base)   ("word", text)
 """
 import json
 import math as integers
@@ -33,14 +33,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from typing import NamedTuple
 
 import mpmath
 
-answer_limit = 2.0        # seconds an answer may take to grade; typical are 0.0001
-max_answer_chars = 20_000 # longer answers are only compared as text
-budget = 30_000           # evaluation steps of one comparison: about a second at worst
+answer_limit = 2.0         # seconds that grading one answer may take; most take 0.0001
+max_answer_chars = 20_000  # of a final answer; longer ones are compared as text only
+budget = 30_000            # evaluation steps of one comparison, about a second at worst
 
 
 # ---- rewards -----------------------------------------------------------------------------------------------------
@@ -61,54 +61,28 @@ REWARDS = {"arithmetic": gsm8k, "gsm8k": gsm8k, "math": math}  # a data row's "t
 
 
 def last_boxed(text):
-    r"""The final answer in a response: content of the last `\boxed{...}` or `\fbox{...}`, or None.
+    r"""The final answer in a response: what the last `\boxed{...}` or `\fbox{...}` holds, or None.
 
-    The last, as a response may correct itself, and whatever text follows. In `\boxed 5` it is the next word. A box that is
-    not closed is no answer, even after one that is: the response was cut while it changed its mind.
+    The last one, as a response may correct itself; what follows it doesn't count. Of `\boxed 5` it is the next word. A box
+    that is not closed is no answer, even after one that is: the response was cut while it changed its mind.
     """
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start < 0:
         return None
-    rest = re.compile(r"\\[a-z]+(\s*)").match(text, start)
-    if not text.startswith("{", rest.end()):
-        return re.compile(r"[^\s$]*").match(text, rest.end())[0] or None if rest[1] else None
+    command = re.compile(r"\\[a-z]+(\s*)").match(text, start)
+    if not text.startswith("{", command.end()):
+        return re.compile(r"[^\s$]*").match(text, command.end())[0] or None if command[1] else None
     depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, rest.end()):
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, command.end()):
         depth += (brace[0] == "{") - (brace[0] == "}")
         if depth == 0:
-            return text[rest.end() + 1:brace.start()]
+            return text[command.end() + 1:brace.start()]
     return None
 
 
-def is_equivalent(prediction, answer):
-    r"""True if two final answers, LaTeX or plain text without the \boxed, are the same by value. Symmetric; never raises."""
-    if prediction == answer:
-        return bool(answer.strip())
-    if max(len(prediction), len(answer)) > max_answer_chars:
-        return False
-    a, b = clean(prediction), clean(answer)
-    if not a or not b or a == b:
-        return a == b != ""
-    (a_words, a_is_text), (b_words, b_is_text) = words(a), words(b)
-    if a_is_text or b_is_text:
-        if a_words in MEANINGS or b_words in MEANINGS:  # \text{four}, \text{no solution}
-            a, b = MEANINGS.get(a_words, a), MEANINGS.get(b_words, b)
-        else:
-            return a_words == b_words is not None
-    Work.left = budget
-    try:
-        x, y = parse(a), parse(b)
-        if (kind(x) == "list") != (kind(y) == "list"):  # next to a list, 108,135 is one too, and not a number
-            x, y = parse(a, thousands=kind(x) == "list"), parse(b, thousands=kind(y) == "list")
-        return same(x, y)
-    except (ValueError, ArithmeticError, RecursionError):  # unreadable, undefined, too large
-        return plain(a) == plain(b)
-
-
 class Work:
-    """Of the comparison that runs: evaluation steps left. Of the process: comparisons that needed inexact numbers."""
-    left = budget
-    inexact = 0
+    """Evaluation steps left to the comparison that runs, and how many comparisons of numbers were not exact so far."""
+    left = inexact = 0
 
     @classmethod
     def spend(cls, steps):
@@ -117,511 +91,463 @@ class Work:
             raise ValueError("too much work")
 
 
+def is_equivalent(prediction, answer):
+    r"""True if two final answers, LaTeX or plain text without the \boxed, are the same by value.
+
+    Symmetric. Raises nothing: what can't be read is compared as text. Not for several threads at a time.
+    """
+    if prediction == answer:
+        return bool(answer.strip())
+    if max(len(prediction), len(answer)) > max_answer_chars:
+        return False
+    a, b = clean(prediction), clean(answer)
+    if not a or not b or a == b:
+        return a == b != ""
+    (a_words, a_is_text), (b_words, b_is_text) = words(a), words(b)
+    a, b = MEANINGS.get(a_words, a), MEANINGS.get(b_words, b)
+    if (a_is_text or b_is_text) and not {a_words, b_words} & MEANINGS.keys():
+        return a_words == b_words is not None
+    Work.left = budget
+    try:
+        x, y = parse(a), parse(b)
+        if (kind(x) == "list") != (kind(y) == "list"):  # beside a list, 108,135 is one too and no number
+            x, y = parse(a, thousands=kind(x) == "list"), parse(b, thousands=kind(y) == "list")
+        return same(x, y)
+    except (ValueError, ArithmeticError, RecursionError):  # can't be read; has no value; is too large
+        return plain(a) == plain(b)
+
+
 # ---- text --------------------------------------------------------------------------------------------------------
 
 UNICODE = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "\\div ", "°": "^\\circ ", "π": "\\pi ",
-    "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∪": "\\cup ", "∈": "\\in ",
-    "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ",
-    "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ", "φ": "\\phi ", "ℝ": "\\mathbb{R} ", "½": "\\frac12 ", "¼": "\\frac14 ",
-    "¾": "\\frac34 ", "²": "^2 ", "³": "^3 ", "′": "'", "’": "'", "“": "", "”": "", "\u00a0": " ", "\u2009": " ", "\u202f": " "})
-SPELLINGS = [(re.compile(old), new) for old, new in (
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-    (r"(?<=\d)(?:\{,\}|\\!,\\!|,\\!|\\!,|\\,|\\!)\s*(?=\d{3}(?!\d))", ""),                    # 1{,}234 1\!,\!234 1\,234
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|phantom\s*(?:\{[^{}]*\}|.)|rm|bf|it)(?![a-zA-Z])", ""),
-    (r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-zA-Z])|~|\\\n|\\hspace\{[^{}]*\}", " "),
-    (r"\\\(|\\\)|\\\[|\\\](?!\s*$)|(?<!\\)\$", ""),
-    (r"\^\s*\{?\s*(?:\\circ|\\degree)(?![a-zA-Z])\s*\}?|\\degree(?![a-zA-Z])", "°"), (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
+    "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "\\div ", "°": "^\\circ ", "π": "\\pi ",
+    "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∪": "\\cup ",
+    "∈": "\\in ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ",
+    "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ", "φ": "\\phi ", "ℝ": "\\mathbb{R} ", "½": "\\frac12 ",
+    "¼": "\\frac14 ", "¾": "\\frac34 ", "²": "^2 ", "³": "^3 ", "′": "'", "’": "'", "“": "", "”": "", "€": "", "£": "",
+    "\u00a0": " ", "\u2009": " ", "\u202f": " "})
+SPELLINGS = [(re.compile(old.replace("@", "(?![a-zA-Z])")), new) for old, new in (  # @: the command ends here
+    (r"\\[dtc]frac@", r"\\frac"), (r"\\[dt]binom@", r"\\binom"),
+    (r"(?<=\d)(?:\{,\}|\\!,\\!|,\\!|\\!,|\\,|\\!)\s*(?=\d{3}(?!\d))", ""),                      # 1{,}234 1\!,\!234 1\,234
+    (r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d/])", lambda found: found[1] + found[2].replace(" ", "")),   # 1 234
+    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf|it|phantom\s*(?:\{[^{}]*\}|.))@", ""),
+    (r"(?<!\\)\\[,;:! \n]|\\q?quad@|~|\\hspace\{[^{}]*\}", " "), (r"\\[()]|(?<!\\)\\[\[\]]|(?<!\\)\$", ""),
+    (r"\^\s*\{?\s*\\(?:circ|degree)@\s*\}?|\\degree@", "°"), (r"\^\s*\{?\s*\\prime@\s*\}?", "'"),
     (r"\\(?:math(?:bf|it|sf|rm|normal)|boldsymbol|bm)\s*\{\s*([-\d.,]+)\s*\}", r"\1"), (r"\*\*", "^"), (r"\bnp\.", ""),
-    (r"\\(?:lbrace|\{)(?![a-zA-Z])", r"\\{"), (r"\\(?:rbrace|\})(?![a-zA-Z])", r"\\}"), (r"\\[lr]?vert(?![a-zA-Z])|\\mid(?![a-zA-Z])", "|"),
-    (r"\\(?:leqslant|leq|leqq)(?![a-zA-Z])|<=", r"\\le "), (r"\\(?:geqslant|geq|geqq)(?![a-zA-Z])|>=", r"\\ge "),
-    (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"\\neq(?![a-zA-Z])|!=", r"\\ne "), (r"\\%", "%"))]
-TEXT = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|textnormal|textsf|mathrm|operatorname)\s*\{([^{}]*)\}")
-MEANINGS = {("no solution",): "\\emptyset", ("no solutions",): "\\emptyset", ("empty set",): "\\emptyset",
-            ("all real numbers",): "\\mathbb{R}", ("all reals",): "\\mathbb{R}", ("infinity",): "\\infty"}
-MEANINGS |= {(word,): str(i) for i, word in enumerate(
+    (r"\\(?:boxed|fbox|underline)@", ""), (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),
+    (r"\\lbrace@", r"\\{"), (r"\\rbrace@", r"\\}"), (r"\\[lr]?vert@|\\mid@", "|"), (r"\\%", "%"), (r"\\lt@", "<"),
+    (r"\\gt@", ">"), (r"\\le(?:qslant|qq|q)?@|<=", "≤"), (r"\\ge(?:qslant|qq|q)?@|>=", "≥"), (r"\\neq?@|!=", "≠"),
+    (r"\\(?:approx|simeq)@", "≈"), (r"\\in@", "∈"), (r"\\(?:varnothing|emptyset)@", r"\\{\\}"), (r"\s+", " "))]
+TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)\s*\{([^{}]*)\}")
+MEANINGS = {("no solution",): "\\{\\}", ("no solutions",): "\\{\\}", ("empty set",): "\\{\\}", ("infinity",): "\\infty",
+            ("all real numbers",): "\\mathbb{R}", ("all reals",): "\\mathbb{R}"}
+MEANINGS |= {(word,): str(value) for value, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve".split())}
 
 
 def clean(text):
-    """One spelling for what LaTeX and Unicode spell in many ways, without what has no meaning in an answer."""
-    text = text.strip()
-    if text.isdigit() and text.isascii():
-        return text
-    text = text.translate(UNICODE) if not text.isascii() else text
-    if "\\" in text or not text.isalnum():
+    """One spelling for what LaTeX and Unicode spell in many ways, without what says nothing in an answer."""
+    if not text.isascii():
+        text = text.translate(UNICODE)
+    if not text.isalnum():
         for pattern, new in SPELLINGS:
             text = pattern.sub(new, text)
-    return re.sub(r"\s+", " ", text).lstrip(" ,;:").rstrip(" .,;:")
+    text = text.lstrip(" ,;:").rstrip()
+    return text if text.endswith("...") else text.rstrip(" .,;:\\")
 
 
 def words(text):
-    r"""(answer in words, surely not a formula) of a cleaned answer: (("even",), True) for `\text{Even}.`; (None, False) for 2x.
+    r"""(answer in words, surely not a formula) of a cleaned answer: (("even",), True) for \text{Even}, (None, False) for 2x.
 
-    A comma, "and" or "or" makes several, in any order. Letters alone are words if they stood in \text or are four or more.
+    A comma, "and" or "or" makes several, in any order. Letters are surely words if they stood in \text or are four or more.
     """
     bare = TEXT.sub(r" \1 ", text)
-    if not re.fullmatch(r"[a-zA-Z\s.,;'()&-]+", bare):
+    if not re.fullmatch(r"[a-zA-Z\s.,'()&-]+", bare):
         return None, False
     items = [re.sub(r"^(?:a|an|the|option|choice|answer) ", "", " ".join(re.findall(r"[a-z']+", item)))
-             for item in re.split(r"[,;&]|\band\b|\bor\b", bare.lower())]
-    is_text = bare != text and "\\mathrm" not in text or re.search(r"[a-zA-Z]{4}", bare) and bare not in FUNCTIONS
-    return tuple(sorted(item for item in items if item)), bool(is_text)
+             for item in re.split(r"[,&]|\band\b|\bor\b", bare.lower())]
+    is_text = bare != text and "\\mathrm" not in text or bool(re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$", bare)) and bare not in FUNCTIONS
+    return tuple(sorted(item for item in items if item)), is_text
 
 
 def plain(text):
-    """What is compared as text if it can't be read: case, spaces and text commands don't count."""
-    return re.sub(r"\s|(?<=[a-z])\.", "", TEXT.sub(r"\1", text).lower())
+    """What is compared of answers that can't be read: without case, spaces and text commands."""
+    return re.sub(r"(?<!\d)\s|\s(?!\d)|(?<=[a-z])\.", "", TEXT.sub(r"\1", text).lower())
 
 
-# ---- tokens ------------------------------------------------------------------------------------------------------
+# ---- tokens: (kind, text) ----------------------------------------------------------------------------------------
 
-FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "ln", "log",
-             "lg", "exp", "sqrt"}
-GREEK = set("""alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma tau
+FUNCTIONS = "arcsin arccos arctan arccot sinh cosh tanh sin cos tan cot sec csc log ln lg exp sqrt".split()
+SYMBOLS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma tau
 upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi infty hbar ell angle triangle odot
-circ star prime partial nabla perp parallel""".split())
-RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "≤", "\\ge": "≥", "\\ne": "≠", "\\in": "in", "\\approx": "≈", "\\simeq": "≈"}
-UNITS = {alias: names.split()[0] for names in """mm millimeter millimetre|cm centimeter centimetre|m meter metre|km kilometer kilometre
-inch inches in|foot feet ft|yard yd|mile mi|second sec s|minute min|hour hr h|day|week|month|year yr|mg milligram|gram gm g
-kilogram kg|pound lb|ounce oz|ton|liter litre l|milliliter ml|gallon gal|dollar usd|cent ¢|euro €|degree|percent|mph|am a.m|pm p.m
-radian rad""".replace("\n", "|").split("|") for alias in names.split()}
-SURE_UNITS = {"cm", "mm", "km", "kg", "ft", "lb", "hr"}  # of those with two letters, which may also be a product: 3 mg
+circ star partial nabla perp parallel sum prod int lim max min""".split()
+UNITS = {alias: names.split()[0] for names in """mm millimeter millimetre|cm centimeter centimetre|m meter metre
+km kilometer kilometre|inch inches in|foot feet ft|yard yd|mile mi|second sec s|minute min|hour hr h|day|week|month|year yr
+mg milligram|gram gm g|kilogram kg|pound lb|ounce oz|ton|liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro
+degree|percent percentage pct|radian rad|mph|am a.m|pm p.m""".replace("\n", "|").split("|") for alias in names.split()}
+SURE_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr"}  # the other short ones may be products: 3 mg
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-TOKEN = re.compile(TEXT.pattern + r"""|(?P<based>\d[\dA-Z]*(?:\.\d+)?_\{?\(?\d+\)?\}?)
-|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<command>\\(?:[a-zA-Z]+|.))|(?P<letters>[a-zA-Z]+)|(?P<other>\S)""", re.VERBOSE)
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?")
+TOKEN = re.compile(rf"""(?P<text>{TEXT.pattern})
+|(?P<based>\d[\dA-Z]*(?:\.\d+)?_\{{?\(?\d+\)?\}}?)                                              # 12_5
+|(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))(?:[eE][+-]?\d+|\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)          # 1.5 3e8 0.1\overline{{6}}
+|(?P<begin>\\begin\{{\w+\*?\}}(?:\{{[lcr|\s]*\}})?)|(?P<end>\\end\{{\w+\*?\}})|(?P<rel>[=<>≤≥≠≈∈])
+|(?P<fn>\\?(?:{"|".join(FUNCTIONS)})(?![a-z]{{2}}))|(?P<letters>[a-zA-Z]{{2,}}(?![_'a-zA-Z]))
+|(?P<name>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])|[a-zA-Z]
+   |\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|math(?:bf|bb|cal|it)|boldsymbol)\s*(?:\{{[^{{}}]*\}}|\w))
+   (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\w|\\[a-zA-Z]+)|')*)                                # x_{{1}} y' \vec{{v}}
+|(?P<other>\\[a-zA-Z]+|\\.|\S)""", re.VERBOSE)
 
 
 def tokenize(text, thousands):
-    """Tokens of a cleaned answer. Words start with a quotation mark. thousands: 1,234 is a number, unless in brackets."""
+    """[(kind, text)] of a cleaned answer. thousands: 1,234 is a number, unless in brackets."""
     tokens, at, depth = [], 0, 0
     while at < len(text):
-        found = thousands and depth == 0 and THOUSANDS.match(text, at)
-        if found:
-            tokens.append(found[0].replace(",", ""))
-            at = found.end()
-            continue
-        found = TOKEN.match(text, at)
-        if not found:
-            at += 1
-            continue
-        spaced, at, token = text[at - 1:at] in (" ", "", "}"), found.end(), found[0]
-        if found[1] is not None:
-            tokens += text_tokens(found[1])
-        elif found["letters"]:
-            tokens += letter_tokens(token, spaced)
-        else:
-            depth += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
-            tokens.append(token)
+        if thousands and depth == 0 and (found := THOUSANDS.match(text, at)):
+            tokens.append(("number", found[0].replace(",", "")))
+        elif found := TOKEN.match(text, at):
+            name, token = found.lastgroup, found[0]
+            if name == "text":
+                tokens += text_tokens(found[2], thousands, tokens and tokens[-1][0] in ("number", "name", ")", "}"))
+            elif name == "letters":
+                tokens += letter_tokens(token, text[at - 1:at] in ("", " ", "}"), tokens and tokens[-1][0] == "word")
+            elif name == "other":
+                depth += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
+                tokens.append((token, token))
+            elif name == "name":
+                tokens.append((name, re.sub(r"\\(?:text|mathrm)|[{}\s]", "", token)))
+            else:
+                tokens.append((name, token.lstrip("\\") if name == "fn" else token))
+        at = found.end() if found else at + 1
     return tokens
 
 
-def text_tokens(content):
-    r"""Tokens of what stands in \text{}."""
-    if not re.search("[a-zA-Z]", content):
-        return tokenize(content, True)
-    tokens = []
-    for part in re.split(r"(,|;|\band\b|\bor\b)", content):
-        if part in (",", ";", "and", "or"):
-            tokens.append(",")
-        elif part.strip():
-            tokens.append('"' + part.strip())
-    return tokens
+def text_tokens(content, thousands, after_value):
+    r"""What stands in \text{...}: words with separators, a number, or one letter, which may be a unit: 5 \text{ m}."""
+    if after_value and content.strip() in UNITS:
+        return [("word", content.strip())]
+    if re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*|\d.*", content):
+        return tokenize(content, thousands)
+    parts = re.split(r"(,|;|\band\b|\bor\b)", content)
+    return [(",", ",") if part in (",", ";", "and", "or") else ("word", part.strip()) for part in parts if part.strip()]
 
 
-def letter_tokens(run, spaced):
-    """Tokens of a run of letters: a function, a word, or a product of variables."""
-    if run in FUNCTIONS or run in GREEK:
-        return ["\\" + run]
-    if run in ("and", "or"):
-        return [","]
-    if run.lower() in ("inf", "infinity"):
-        return ["\\infty"]
+def letter_tokens(run, after_space, after_word):
+    """A run of two letters or more: a separator, words, or a product of variables."""
     low = run.lower()
     unit = low.removesuffix("s") if len(run) > 3 else low
-    if low in SCALES or unit in UNITS and (len(unit) > 2 or unit in SURE_UNITS or spaced and unit in ("am", "pm")):
-        return ['"' + run]
-    if spaced and len(run) > 3 and run.islower() and list(run) != sorted(run):
-        return ['"' + run]
-    name = re.match("|".join(sorted(FUNCTIONS | {"pi"}, key=len, reverse=True)), run)  # sinx
-    return ["\\" + name[0], *letter_tokens(run[name.end():], False)] if name and len(run) > len(name[0]) else list(run)
+    if run in ("and", "or"):
+        return [(",", ",")]
+    if run == "pi" or low in ("inf", "infinity"):
+        return [("name", "\\pi" if run == "pi" else "\\infty")]
+    if (after_word or low in SCALES or unit in UNITS and (len(unit) > 2 or unit in SURE_UNITS or after_space and unit in ("am", "pm"))
+            or after_space and len(run) > 3 and run.islower() and list(run) != sorted(run)):  # not abcd
+        return [("word", run)]
+    return [("name", letter) for letter in run]
 
 
 # ---- parser ------------------------------------------------------------------------------------------------------
 
 def parse(text, thousands=True):
-    """Tree of a cleaned answer. Raises ValueError (or RecursionError, on a thousand nested braces) if it can't be read."""
+    """Tree of a cleaned answer. Raises ValueError, or RecursionError on hundreds of nested braces."""
     parser = Parser(tokenize(text, thousands))
-    tree = parser.answer()
-    if parser.peek:
-        raise ValueError(f"unexpected {parser.peek}")
-    return tree
+    tree = parser.values()
+    parser.take("")
+    answers = both_signs(tree)
+    return answers[0] if len(answers) == 1 else ("list", *answers)
 
 
 class Parser:
-    """Recursive descent; one method per level: answer > relation > side > sum > term > factor > base."""
+    """Recursive descent, a method per level: values > relation > union > ratio > sum > term > factor > base."""
 
     def __init__(self, tokens):
-        self.tokens, self.at = tokens + [""], 0
+        self.tokens, self.at = [*tokens, ("", "the end")], 0
+        self.bars = 0  # how many |...| or sets are open, in which the next | closes
 
     @property
-    def peek(self):
-        return self.tokens[self.at]
+    def next(self):
+        return self.tokens[self.at][0]
 
-    def take(self, expected=None):
-        token = self.tokens[self.at]
-        if expected is not None and token != expected or not token:
-            raise ValueError(f"expected {expected}, got {token}")
+    def take(self, *kinds):
+        """The next token's text. Raises ValueError unless it is of one of these kinds."""
+        kind, text = self.tokens[self.at]
+        if kind not in kinds:
+            raise ValueError(f"unexpected {text}")
         self.at += 1
-        return token
+        return text
 
-    def skip(self, *tokens):
-        """The next token if it is one of these, else None."""
-        return self.take() if self.peek in tokens and self.peek else None
+    def skip(self, *kinds):
+        """The next token's text if it is of one of these kinds, else None."""
+        return self.take(*kinds) if self.next in kinds else None
 
-    def answer(self):
-        """One value, or several with commas: 1, 2 and 3."""
-        while self.skip(",", "=", "\\approx"):
-            pass
-        items = [self.relation()]
-        while self.skip(",", ";"):
+    def values(self):
+        """1, 2 and 3"""
+        items = []
+        while not items or self.next in (",", ";"):
             while self.skip(",", ";"):
                 pass
             items.append(self.relation())
-        items = [x for item in items for x in both_signs(item)]
-        return ("list", *items) if len(items) > 1 else items[0]
+        return items[0] if len(items) == 1 else ("list", *items)
 
     def relation(self):
-        sides, ops = [self.side()], []
-        while self.peek in RELATIONS:
-            ops.append(RELATIONS[self.take()])
-            sides.append(self.side())
+        """2 < x ≤ 3"""
+        if self.tokens[self.at] in (("rel", "="), ("rel", "≈")):  # = 5
+            self.at += 1
+        sides, ops = [self.union()], []
+        while op := self.skip("rel"):
+            ops.append(op)
+            sides.append(self.union())
         return ("rel", tuple(ops), *sides) if ops else sides[0]
 
-    def side(self):
+    def union(self):
         node = self.ratio()
         while op := self.skip("\\cup", "\\setminus", "\\backslash"):
             node = ("union" if op == "\\cup" else "minus", node, self.ratio())
         return node
 
     def ratio(self):
+        """1:2, or one value and its unit."""
         parts = [self.sum()]
-        while self.skip(":"):
+        while self.bars == 0 and self.skip(":"):
             parts.append(self.sum())
-        node = ("ratio", *parts) if len(parts) > 1 else parts[0]
-        return self.unit(node) if self.peek.startswith('"') else node
+        return self.unit(parts[0] if len(parts) == 1 else ("ratio", *parts))
 
     def unit(self, node):
-        """Words after a value. Those of UNITS are kept, to tell 5 cm from 5 m; others (18 integers) say nothing more."""
-        phrase = []
-        while self.peek not in ("", ",", ";", ")", "]", "\\}", "}", "|", "&", "\\\\", "+", "-", "\\cup", *RELATIONS):
-            if self.peek == "{":
-                self.at += 1
-                phrase.append(self.take())
-                self.take("}")
-            else:
-                phrase.append(self.take().strip('"'))
-        phrase = " ".join(phrase).lower()
-        if scale := SCALES.get(phrase.split()[0]):
-            node, phrase = ("*", node, Fraction(scale)), phrase.partition(" ")[2]
-        found = re.fullmatch(r"(sq|square|cu|cubic)?\.? ?([a-z.€¢]+?)\.?(?: ?\^ ?([23])| squared| cubed)?", phrase)
+        """The words after a value. Those of UNITS are kept, to tell 5 cm from 5 m; others (18 integers) say no more."""
+        phrase = ""
+        while self.next == "word" or phrase and self.next in ("/", "name"):
+            phrase += " " + self.take("word", "/", "name").lower()
+        if phrase and self.skip("^"):
+            phrase += f"^{self.argument()}"
+        first, _, rest = phrase.strip().partition(" ")
+        if first in SCALES:
+            node, phrase = ("*", node, Fraction(SCALES[first])), rest
+        found = re.fullmatch(r"\s*(?:(sq|square|cu|cubic)\.? )?([a-z.]+?)\.?(?:\^([23])| (squared|cubed))?", phrase)
         name = found and (UNITS.get(found[2]) or UNITS.get(found[2].removesuffix("s")))
-        if not name or node[0] == "unit" if isinstance(node, tuple) else not name:
+        if not name or isinstance(node, tuple) and node[0] == "unit":
             return node
-        power = 2 if (found[1] or "")[:2] == "sq" or "squared" in phrase else 3 if found[1] or "cubed" in phrase else found[3] or ""
-        return ("unit", name + str(power), node)
+        power = next((p for p in (found[1], found[3], found[4]) if p), "1")
+        return ("unit", name + {"s": "2", "2": "2", "c": "3", "3": "3", "1": ""}[power[0]], node)
 
     def sum(self):
         terms, sign = [], self.skip("+", "-", "\\pm", "\\mp")
         while True:
             term = self.term()
-            terms.append(term if sign in (None, "+") else negative(term) if sign == "-" else ("pm", 1 if sign == "\\pm" else -1, term))
-            sign = self.skip("+", "-", "\\pm", "\\mp")
-            if not sign:
+            terms.append(negative(term) if sign == "-" else ("pm", 1, term) if sign == "\\pm" else
+                         ("pm", -1, term) if sign == "\\mp" else term)
+            if not (sign := self.skip("+", "-", "\\pm", "\\mp")):
                 return terms[0] if len(terms) == 1 else ("+", *terms)
 
     def term(self):
-        above, below = [], []
+        """2x \\cdot 3/4. Signs and signs of multiplication may be missing; from left to right: 1/2x is (1/2)x."""
+        above, below = [self.mixed()], []
         while True:
-            literal = self.peek
-            node = self.signed() if above else self.factor()
-            if literal.isdigit() and isinstance(node, Fraction):
-                node = self.mixed(node)
-            above.append(node)
-            while op := self.skip("/", "\\div"):
+            if self.skip("/", "\\div"):
                 below.append(self.signed())
-            if not self.skip("*", "\\cdot", "\\times") and not self.starts_factor():
-                break
-        node = product(above)
-        return ("/", node, product(below)) if below else node
+            elif self.skip("*", "\\cdot", "\\times"):
+                above.append(self.signed())
+            elif self.next in FACTORS or self.next == "|" and not self.bars:
+                above.append(self.factor())
+            else:
+                return quotient(product(above), product(below)) if below else product(above)
 
-    def mixed(self, whole):
-        r"""6\frac{1}{6} and 1 1/2 are sums: a whole number before a proper fraction."""
-        start, node = self.at, None
-        if self.peek == "\\frac":
-            node = self.factor()
-        elif self.peek.isdigit() and self.tokens[self.at + 1] == "/" and self.tokens[self.at + 2].isdigit():
-            node = ("/", Fraction(self.take()), Fraction(self.tokens[self.at + 1]))
-            self.at += 2
-        match node:
-            case ("/", Fraction() as a, Fraction() as b) if 0 < a < b and a.denominator == b.denominator == 1:
-                return ("+", whole, node)
-        self.at = start
-        if self.peek[:1].isdigit() or self.peek[:1] == ".":
+    def mixed(self):
+        r"""A factor; with 6\frac{1}{6} and 1 1/2 as sums: a whole number before a proper fraction."""
+        literal, start = self.tokens[self.at], self.at + 1
+        node = self.factor()
+        if literal[0] != "number" or self.at != start or not literal[1].isdigit() or self.next not in ("\\frac", "number"):
+            return node
+        spelled = [kind for kind, _ in self.tokens[start:start + 3]]
+        if spelled[0] == "\\frac":
+            fraction = self.factor()
+        elif spelled == ["number", "/", "number"]:
+            fraction = ("/", self.factor(), self.take("/") and self.factor())
+        else:
             raise ValueError("two numbers in a row")
-        return whole
+        match fraction:
+            case ("/", Fraction() as a, Fraction() as b) if 0 < a < b and a.denominator == b.denominator == 1:
+                return ("+", node, fraction)
+        if spelled[0] == "number":
+            raise ValueError("two numbers in a row")
+        return ("*", node, fraction)
 
     def signed(self):
-        sign = self.skip("-", "+")
-        return negative(self.factor()) if sign == "-" else self.factor()
-
-    def starts_factor(self):
-        token = self.peek
-        return bool(token) and (token[0].isalnum() or token in ("(", "[", "{", "\\{", "\\$", "|") and not (token == "|" and self.bars)
-                                or token[0] == "\\" and token[1:] in STARTERS)
-
-    bars = 0  # how many |...| are open: the next | closes
+        return negative(self.factor()) if self.skip("-", "+") == "-" else self.factor()
 
     def factor(self):
         node = self.base()
         while True:
             if self.skip("^"):
-                node = ("^", node, self.argument(sign=True))
+                node = ("^", node, self.argument())
             elif self.skip("!"):
                 node = ("!", node)
-            elif self.skip("%"):
-                node = ("unit", "percent", node)
-            elif self.skip("°"):
-                node = ("unit", "degree", node)
+            elif sign := self.skip("%", "°"):
+                node = ("unit", "percent" if sign == "%" else "degree", node)
             else:
                 return node
 
-    def argument(self, sign=False, digit=False):
-        r"""What a command or ^ applies to: a group, or the next token. digit: of a number just the first, as in \frac12."""
-        if self.skip("{"):
-            return self.until("}")
-        if sign and self.peek in ("-", "+"):
-            return self.signed()
-        if digit and self.peek[:1].isdigit() and len(self.peek) > 1 and self.peek.isdigit():
-            self.tokens[self.at:self.at + 1] = [self.peek[0], self.peek[1:]]
-        return self.base()
+    def argument(self, digit=False):
+        r"""What a command or ^ applies to: a group or the next token. digit: of a number the first digit, as in \frac12."""
+        kind, text = self.tokens[self.at]
+        if digit and kind == "number" and text.isdigit() and len(text) > 1:
+            self.tokens[self.at:self.at + 1] = [(kind, text[0]), (kind, text[1:])]
+        return self.closed("}") if self.skip("{") else self.signed_base()
 
-    def until(self, *closing):
-        node = self.answer()
-        if self.peek not in closing:
-            raise ValueError(f"expected {closing}")
-        self.at += 1
+    def signed_base(self):
+        return negative(self.base()) if self.skip("-") else self.base()
+
+    def closed(self, *right):
+        """The values up to a closing bracket."""
+        bars, self.bars = self.bars, 0
+        node = self.values()
+        self.bars = bars
+        self.take(*right)
         return node
 
-    def raw(self):
-        """The next group or token as text: for names."""
-        if not self.skip("{"):
-            return self.take().strip('"')
-        parts, depth = [], 1
-        while True:
-            token = self.take()
-            depth += (token == "{") - (token == "}")
-            if depth == 0:
-                return "".join(parts)
-            parts.append(token.strip('"'))
-
     def base(self):
-        token = self.take()
-        if token[0].isdigit() or token[0] == ".":
-            return self.number(token)
-        if token.isalpha() and len(token) == 1:
-            return self.symbol(token)
-        if token[0] == '"':
-            return self.symbol(token[1:]) if len(token) == 2 else ("word", token[1:].lower())
-        if token in ("(", "[", "\\langle"):
-            return self.bracket("[" if token == "[" else "(")
-        if token == "{":
-            node = self.until("}")
-            return ("set", *node[1:]) if kind(node) == "list" else node
-        if token == "\\{":
-            return self.braces()
-        if token == "|":
-            self.bars += 1
-            node = self.sum()
-            self.bars -= 1
-            self.take("|")
-            return ("fn", "abs", node)
-        if token in ("\\lfloor", "\\lceil"):
-            node = self.sum()
-            self.take("\\rfloor" if token == "\\lfloor" else "\\rceil")
-            return ("fn", "floor" if token == "\\lfloor" else "ceil", node)
-        if token == "\\frac":
-            return quotient(self.argument(digit=True), self.argument(digit=True))
-        if token == "\\binom":
-            return ("fn", "binom", self.argument(digit=True), self.argument(digit=True))
-        if token == "\\sqrt":
-            if not self.skip("["):
-                return ("fn", "root", self.argument(), Fraction(2))
-            n = self.until("]")
-            return ("fn", "root", self.argument(), n)
-        if token[1:] in FUNCTIONS:
-            return self.function(token[1:])
-        if token == "\\$":
-            sign = self.skip("-")
-            node = ("unit", "dollar", self.factor())
-            return negative(node) if sign else node
-        if token in ("\\emptyset", "\\varnothing"):
-            return ("set",)
-        if token == "\\begin":
-            return self.matrix()
-        if token[1:] in ACCENTS:
-            return self.symbol(f"{token} {self.raw()}")
-        if token[0] == "\\" and token[1:] in GREEK:
-            return self.symbol(token)
-        raise ValueError(f"unexpected {token}")
+        token, text = self.tokens[self.at]
+        self.at += 1
+        match token:
+            case "number":
+                return number(text)
+            case "based":
+                return based(text)
+            case "name":
+                return self.applied(text)
+            case "word":
+                return ("word", text.lower())
+            case "(" | "[" | "\\langle":
+                node = self.closed(")", "]", "\\rangle")
+                left, right = "[" if token == "[" else "(", "]" if self.tokens[self.at - 1][0] == "]" else ")"
+                if kind(node) == "list":
+                    return ("tuple", left, right, *node[1:])
+                if left + right in ("()", "[]"):
+                    return node
+            case "{":
+                return self.closed("}")
+            case "\\{":
+                return self.braces()
+            case "|":
+                self.bars += 1
+                node = self.sum()
+                self.bars -= 1
+                self.take("|")
+                return ("fn", "abs", node)
+            case "\\lfloor" | "\\lceil":
+                node = self.sum()
+                self.take("\\r" + token[2:])
+                return ("fn", token[2:], node)
+            case "\\frac":
+                return quotient(self.argument(digit=True), self.argument(digit=True))
+            case "\\binom":
+                return ("fn", "binom", self.argument(digit=True), self.argument(digit=True))
+            case "fn":
+                return self.function(text)
+            case "\\$":
+                return ("unit", "dollar", self.signed())
+            case "begin":
+                return self.matrix(text)
+        raise ValueError(f"unexpected {text}")
 
-    def number(self, token):
-        if "_" in token:
-            digits, base = re.fullmatch(r"(.*)_\D*(\d+)\D*", token).groups()
-            if not 2 <= int(base) <= 36 or any(int(d, 36) >= int(base) for d in digits if d != "."):
-                raise ValueError(f"{digits} is no number in base {base}")
-            return Fraction(digits) if base == "10" else ("base", digits.lstrip("0") or "0", int(base))
-        if abs(int(re.split("[eE]", token + "e0")[1])) > 5000:
-            raise ValueError("too large")
-        value = Fraction(token.rstrip(".") if "e" not in token.lower() else token)
-        if "." in token and self.peek in ("\\overline", "\\bar", "\\dot"):  # 0.1\overline{6}
-            self.at += 1
-            period = self.raw()
-            value += Fraction(int(period), 10 ** len(token.partition(".")[2]) * (10 ** len(period) - 1))
-        return value
-
-    def symbol(self, name):
-        while self.peek in ("_", "'"):
-            name += self.take() if self.peek == "'" else f"_{self.take() and self.raw()}"
-        if self.peek == "(":
-            # f(x) is a function's value; n(n+1) is a product. Letters other than f and g need a lone variable or 0.
+    def applied(self, name):
+        """A variable, or a function's value. f(x) is that, n(n+1) is a product: letters but f and g need a variable or 0."""
+        if self.next == "(":
             start = self.at
-            self.at += 1
-            inner = self.bracket("(")
-            if name[0] in "fgFG" or (isinstance(inner, str) or inner == 0):
-                return ("app", name, inner)
+            x = self.base()
+            if name[0] in "fgFG" or isinstance(x, str) or x == 0:
+                return ("app", name, x)
             self.at = start
         return name
 
-    def bracket(self, left):
-        bars, self.bars = self.bars, 0
-        node = self.answer()
-        self.bars = bars
-        right = "]" if self.peek == "]" else ")"
-        if self.take() not in (")", "]", "\\rangle"):
-            raise ValueError("unclosed bracket")
-        if kind(node) == "list":
-            return ("tuple", left, right, *node[1:])
-        if left + right in ("()", "[]"):
-            return node
-        raise ValueError("half-open bracket around one value")
-
     def braces(self):
-        """A set, by its members or as {x : condition}."""
+        """{1, 2} or {x : x > 1}; in sets of sets and lengths, | has no third meaning."""
         if self.skip("\\}"):
             return ("set",)
         self.bars += 1
-        node = self.relation_before_colon()
+        node = self.values()
         if self.skip("|", ":"):
-            node = self.until("\\}")
+            node = self.values()
         else:
-            items = list(both_signs(node))
-            while self.skip(",", ";"):
-                items += both_signs(self.relation())
-            self.take("\\}")
-            node = ("set", *items)
+            node = ("set", *both_signs(node))
         self.bars -= 1
-        return node
-
-    def relation_before_colon(self):
-        node = self.sum()
-        if op := self.skip(*RELATIONS):
-            node = ("rel", (RELATIONS[op],), node, self.sum())
+        self.take("\\}")
         return node
 
     def function(self, name):
+        r"""\sin^2 2x, \log_2 8, \sqrt[3]{x}. Without brackets the argument goes as far as letters do: \sin 2 \pi x \cos x."""
+        if name == "sqrt":
+            n = self.closed("]") if self.skip("[") else Fraction(2)
+            return ("fn", "root", self.argument(), n)
         power = base = None
-        while self.peek in ("^", "_"):
-            if self.take() == "^":
-                power = self.argument(sign=True)
+        while op := self.skip("^", "_"):
+            if op == "^":
+                power = self.argument()
             else:
                 base = self.argument()
-        sign = self.skip("-")
-        args = [self.base() if self.peek in ("(", "[", "{", "|") else self.factor()]
-        if self.tokens[self.at - 1] not in (")", "]", "|"):  # sin 2 x: as far as letters go
-            while self.peek and (self.peek.isalpha() and len(self.peek) == 1 or self.peek[1:] in GREEK):
-                args.append(self.factor())
-        x = negative(product(args)) if sign else product(args)
-        if name == "sqrt":
-            return ("fn", "root", x, Fraction(2))
+        minus, bracket = self.skip("-"), self.next in ("(", "[", "{", "|")
+        args = [self.base() if bracket else self.factor()]
+        while not bracket and self.next == "name":
+            args.append(self.factor())
+        x = negative(product(args)) if minus else product(args)
         if name == "exp":
             return ("^", "e", x)
         if power == -1:
             name, power = "arc" + name, None
-        node = ("fn", "ln" if base is not None else "log10" if name == "lg" else name, x)
-        if base is not None:
-            node = ("/", node, ("fn", "ln", base))
+        node = ("fn", "log10" if name == "lg" else name if base is None else "ln", x)
+        node = node if base is None else ("/", node, ("fn", "ln", base))
         return node if power is None else ("^", node, power)
 
-    def matrix(self):
-        name = self.raw().rstrip("*")
-        if name == "array" and self.peek == "{":
-            self.raw()
-        if name not in ("pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "Bmatrix"):
-            raise ValueError(f"unknown environment {name}")
+    def matrix(self, begin):
+        if not re.match(r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)", begin):
+            raise ValueError(f"unexpected {begin}")
         rows = [[]]
-        while self.peek != "\\end":
+        while not self.skip("end"):
             rows[-1].append(self.relation())
-            if self.skip("\\\\") and self.peek != "\\end":
-                rows.append([])
-            elif self.peek != "\\end" and self.tokens[self.at - 1] != "\\\\":
+            if self.skip("\\\\"):
+                rows += [[]] if self.next != "end" else []
+            elif self.next != "end":
                 self.take("&")
-        self.take("\\end")
-        self.raw()
         if len({len(row) for row in rows}) > 1:
             raise ValueError("rows of different lengths")
         return ("matrix", len(rows[0]), *(x for row in rows for x in row))
 
 
-ACCENTS = {"overline", "vec", "hat", "bar", "tilde", "dot", "ddot", "widehat", "overrightarrow", "mathbf", "mathbb", "mathcal", "mathit",
-           "boldsymbol", "mathrm"}
-STARTERS = FUNCTIONS | GREEK | ACCENTS | {"frac", "binom", "sqrt", "lfloor", "lceil", "begin", "langle", "emptyset", "varnothing"}
+FACTORS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$", "\\frac", "\\binom", "\\lfloor", "\\lceil", "\\langle"}
+
+
+def number(text):
+    """Exact value of 12, .5, 4.5e-3 or 0.1\\overline{6}."""
+    text, *period = re.split(r"\\\w+\s*", text)
+    mantissa, *exponent = re.split("[eE]", text)
+    if exponent and abs(int(exponent[0])) > 5000:
+        raise ValueError("too large")
+    value = Fraction(mantissa.rstrip(".") or 0) * Fraction(10) ** int(exponent[0] if exponent else 0)
+    if not period:
+        return value
+    digits = period[0].strip("{}")
+    return value + Fraction(int(digits), (10 ** len(digits) - 1) * 10 ** len(mantissa.partition(".")[2]))
+
+
+def based(text):
+    """12_5. Equal only to the same digits in the same base: asked for 7 in base 5, 7 is no answer. Base 10 is the usual."""
+    digits, base = re.fullmatch(r"(.*)_\D*(\d+)\D*", text).groups()
+    if not 2 <= int(base) <= 36 or any(int(digit, 36) >= int(base) for digit in digits if digit != "."):
+        raise ValueError(f"{digits} in base {base}")
+    return Fraction(digits) if base == "10" else ("base", digits.lstrip("0") or "0", int(base))
+
+
+# ---- trees -------------------------------------------------------------------------------------------------------
+
 SCALARS = {"+", "neg", "*", "/", "^", "!", "fn", "app", "unit", "pm"}
+HEAD = {"tuple": 3, "base": 3, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2, "rel": 2, "matrix": 2}  # entries that aren't trees
+REALS, INFINITY = "\\mathbbR", "\\infty"
 
 
-def kind(node):
-    """"number" for whatever has a value, else the tree's first entry."""
-    if node == "\\mathbb R":
+def kind(x):
+    """"scalar" for whatever has a value, else the tree's first entry."""
+    if x == REALS:
         return "union"
-    return "number" if not isinstance(node, tuple) or node[0] in SCALARS else node[0]
-
-
-def negative(x):
-    match x:
-        case Fraction():
-            return -x
-        case ("base", digits, base):
-            return ("base", "-" + digits, base)
-        case ("unit", *_) | ("matrix", *_):
-            return rebuilt(x, negative)
-    return ("neg", x)
-
-
-def product(factors):
-    """Product of trees; a matrix takes the others into its entries."""
-    matrices = [x for x in factors if kind(x) == "matrix"]
-    if len(matrices) == 1 and len(factors) > 1:
-        others = [x for x in factors if kind(x) != "matrix"]
-        return rebuilt(matrices[0], lambda x: product([*others, x]))
-    return factors[0] if len(factors) == 1 else ("*", *factors)
-
-
-def quotient(a, b):
-    return rebuilt(a, lambda x: quotient(x, b)) if kind(a) == "matrix" else ("/", a, b)
-
-
-HEAD = {"tuple": 3, "base": 3, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2, "rel": 2, "matrix": 2}  # entries that are no trees
+    return "scalar" if not isinstance(x, tuple) or x[0] in SCALARS else x[0]
 
 
 def parts(x):
@@ -646,41 +572,69 @@ def variables(x):
     return {y for y in nodes(x) if isinstance(y, str) and y not in CONSTANTS or isinstance(y, tuple) and y[0] == "app"}
 
 
-def both_signs(x):
-    """The one or two values of an answer with +-."""
+def negative(x):
+    match x:
+        case Fraction():
+            return -x
+        case ("base", digits, base):
+            return ("base", digits[1:] if digits[0] == "-" else "-" + digits, base)
+        case ("unit" | "matrix", *_):
+            return rebuilt(x, negative)
+    return ("neg", x)
+
+
+def product(factors):
+    """Product of trees; a matrix takes the others into its entries."""
+    matrices = [x for x in factors if kind(x) == "matrix"]
+    if len(matrices) == 1 and len(factors) > 1:
+        others = [x for x in factors if kind(x) != "matrix"]
+        return rebuilt(matrices[0], lambda x: product([*others, x]))
+    return factors[0] if len(factors) == 1 else ("*", *factors)
+
+
+def quotient(a, b):
+    return rebuilt(a, lambda x: quotient(x, b)) if kind(a) == "matrix" else ("/", a, b)
+
+
+def both_signs(tree):
+    """The values of a list or of one value, where one with plus-minus is two: 1 ± i, 2 -> [1 + i, 1 - i, 2]."""
     def choose(x, sign):
         x = rebuilt(x, lambda part: choose(part, sign))
         return x if not isinstance(x, tuple) or x[0] != "pm" else x[2] if x[1] == sign else negative(x[2])
-    return (choose(x, 1), choose(x, -1)) if any(isinstance(y, tuple) and y[0] == "pm" for y in nodes(x)) else (x,)
+    items = parts(tree) if kind(tree) == "list" else [tree]
+    return [y for x in items for y in dict.fromkeys((choose(x, 1), choose(x, -1)))]
 
 
 # ---- comparison by kind ------------------------------------------------------------------------------------------
 
 def same(a, b):
-    """True if two trees have the same meaning. Raises ValueError or ArithmeticError where that can't be found out."""
+    """True if two trees mean the same. Raises ValueError or ArithmeticError where a part has no value."""
     if a == b:
         return True
     kinds = {kind(a), kind(b)}
     if kinds & {"union", "minus"}:
-        return region(a) == region(b) or same_regions(region(a), region(b))
+        return same_regions(a, b)
+    if kinds == {"rel"}:
+        return same_relations(a, b)
     if "rel" in kinds and "list" not in kinds:
-        return same_relations(a, b) if kinds == {"rel"} else meets(a, b) if kind(a) == "rel" else meets(b, a)
-    if kinds == {"list", "tuple"}:  # an ordered pair without its parentheses
-        return same_in_order(parts(a), parts(b))
-    if kinds & {"list", "set"}:
+        return gives(a, b) if kind(a) == "rel" else gives(b, a)
+    if kinds & {"list", "set"} and "tuple" not in kinds:
         return same_in_any_order(members(a), members(b))
     if kinds == {"tuple"}:
         return (a[1:3] == b[1:3] or len(a) > 5) and same_in_order(parts(a), parts(b))
+    if kinds == {"tuple", "list"}:  # a tuple without its brackets
+        return same_in_order(parts(a), parts(b))
     if kinds == {"matrix"}:
         return a[1] == b[1] and same_in_order(parts(a), parts(b))
-    if kinds == {"matrix", "tuple"}:  # a row or column as a vector
-        return 1 in {x[1] for x in (a, b)} | {x[1] / (len(x) - 2) for x in (a, b) if x[0] == "matrix"} and same_in_order(parts(a), parts(b))
-    if kinds == {"ratio"}:
-        return same_in_order(a[1:], b[1:]) or len(a) == len(b) == 3 and same_numbers(("/", *a[1:]), ("/", *b[1:]))
-    if kinds == {"ratio", "number"}:
-        a, b = (a, b) if kind(a) == "ratio" else (b, a)
-        return len(a) == 3 and same_numbers(("/", *a[1:]), b)
-    return kinds == {"number"} and same_quantities(a, b)
+    if kinds == {"tuple", "matrix"}:  # a vector as a row or column
+        matrix = a if kind(a) == "matrix" else b
+        return 1 in (matrix[1], len(parts(matrix)) // matrix[1]) and same_in_order(parts(a), parts(b))
+    if kinds <= {"ratio", "scalar"} and "ratio" in kinds:
+        if kinds == {"ratio"} and same_in_order(parts(a), parts(b)):
+            return True
+        a, b = (("/", *parts(x)) if kind(x) == "ratio" and len(parts(x)) == 2 else x for x in (a, b))
+        return kind(a) == kind(b) == "scalar" and same_numbers(a, b)
+    return kinds == {"scalar"} and same_quantities(a, b)
 
 
 def same_in_order(xs, ys):
@@ -700,160 +654,148 @@ def same_in_any_order(xs, ys):
 
 
 def members(x):
-    """The values of a list, of a set (each once), or of a single value."""
-    if kind(x) == "set":
-        once = []
-        for y in x[1:]:
-            if not any(same(y, z) for z in once):
-                once.append(y)
-        return once
-    return x[1:] if kind(x) == "list" else (x,)
+    """The values of a list; of a set, each once; or the one value."""
+    if kind(x) != "set":
+        return parts(x) if kind(x) == "list" else (x,)
+    once = []
+    for y in parts(x):
+        if not any(same(y, z) for z in once):
+            once.append(y)
+    return once
 
 
 def same_relations(a, b):
-    """Two equations or inequalities: side by side the same, one a multiple of the other, or the same set of reals."""
+    """Equations and inequalities: with the same sides, one a multiple of the other, or for the same set of reals."""
     (_, ops, *xs), (_, qs, *ys) = forwards(a), forwards(b)
-    if set(ops + qs) == {"="}:
-        if xs[0] == ys[0]:
-            if same_in_order(xs[1:], ys[1:]) or len(ops + qs) > 2 and all(same(x, y) for x in xs[1:] for y in ys[1:]):
-                return True
-        functions = [x for x in (xs[0], ys[0]) if kind(x) == "number" and isinstance(x, tuple) and x[0] == "app"]
-        if len(functions) == 2 and functions[0][1] == functions[1][1]:  # f(x) = 2x, f(t) = 2t
-            return same(xs[1], renamed(ys[1], ys[0][2], xs[0][2]))
-        if functions and "y" in (xs[0], ys[0]):                         # y = 2x, f(x) = 2x
-            return same_in_order(xs[1:], ys[1:])
-    if ops == qs and (same_in_order(xs, ys) or len(ops) == 1 and ops[0] in "=≠" and same_in_order(xs, ys[::-1])):
+    if ops == qs and same_in_order(xs, ys):
         return True
-    if ops == qs and len(ops) == 1 and ops[0] in "=≠<≤" and {*map(kind, xs), *map(kind, ys)} == {"number"}:
-        return proportional(minus(*xs), minus(*ys), positive=ops[0] in "<≤")
-    return "=" not in ops + qs and subject(a) == subject(b) is not None and same_regions(region(a), region(b))
+    if set(ops + qs) == {"="}:
+        if xs[0] == ys[0] and (len(xs) > 2 or len(ys) > 2):  # x = 1/2 = 0.5
+            return same(xs[-1], ys[-1])
+        functions = [x for x in (xs[0], ys[0]) if isinstance(x, tuple) and x[0] == "app"]
+        if len(functions) == 2 and functions[0][1] == functions[1][1] :  # f(x) = 2x, f(t) = 2t
+            return same(renamed(xs[1], xs[0][2], "#"), renamed(ys[1], ys[0][2], "#"))
+        if functions and "y" in (xs[0], ys[0]):                                               # f(x) = 2x, y = 2x
+            return same(xs[1], ys[1])
+    if ops == qs and ops[0] in "=≠<≤" and len(xs) == len(ys) == 2 and {*map(kind, xs), *map(kind, ys)} == {"scalar"}:
+        if proportional(("+", xs[0], negative(xs[1])), ("+", ys[0], negative(ys[1])), positive=ops[0] in "<≤"):
+            return True
+    return "=" not in ops + qs and subject(a) == subject(b) is not None and same_regions(a, b)
 
 
-def meets(relation, x):
-    """Is x the value that a relation gives: 5 for x = 5 or x = 10/2 = 5, 2/3 or 0.67 for 2/3 ≈ 0.67, (3, ∞) for x > 3."""
+def gives(relation, x):
+    """Is x what a relation states: 5 of x = 10/2 = 5, 2/3 or 0.67 of 2/3 ≈ 0.67, (3, ∞) of x > 3?"""
     _, ops, *sides = relation
-    values = [side for side in sides if not is_name(side)] or sides[-1:]
-    if set(ops) == {"="}:
-        return len(values) < len(sides) + (kind(values[0]) == kind(x) == "number" and not variables(relation)) and \
-            all(same(value, x) for value in values)
     if set(ops) <= {"=", "≈"}:
-        return any(same(value, x) for value in values)
-    return same_regions(region(relation), region(x))
+        if not is_name(sides[0]) and is_name(sides[-1]):  # 5 = x
+            sides.reverse()
+        exact = sides[ops.index("≈")] if "≈" in ops else sides[-1]
+        stated = is_name(sides[0]) or all(kind(side) == "scalar" and not variables(side) for side in sides)
+        return stated and (same(sides[-1], x) or same(exact, x))
+    return same_regions(relation, x)
 
 
 def is_name(x):
     """The left side of x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), dy/dx = 3: letters without a number."""
     if isinstance(x, str):
         return x not in CONSTANTS
-    return isinstance(x, tuple) and (x[0] in ("app", "word") or x[0] in ("*", "/", "tuple") and
-                                     all(map(is_name, parts(x))) or x[0] == "^" and is_name(x[1]))
+    return isinstance(x, tuple) and (x[0] in ("app", "word") or x[0] in ("*", "/", "tuple") and all(map(is_name, parts(x)))
+                                     or x[0] == "^" and is_name(x[1]))
 
 
 def renamed(x, old, new):
     return new if x == old else rebuilt(x, lambda part: renamed(part, old, new))
 
 
-def minus(a, b):
-    return ("+", a, negative(b))
-
-
 def forwards(relation):
-    """The same relation with < instead of >."""
-    kind, ops, *sides = relation
-    return (kind, tuple("<" if op == ">" else "≤" for op in reversed(ops)), *reversed(sides)) if set(ops) <= {">", "≥"} else relation
+    """The same relation with < for >."""
+    name, ops, *sides = relation
+    if not set(ops) <= {">", "≥"}:
+        return relation
+    return (name, tuple("<" if op == ">" else "≤" for op in reversed(ops)), *reversed(sides))
+
+
+def subject(relation):
+    """What an inequality is about: x in 2 < x < 3."""
+    _, _, *sides = relation
+    return next((side for side in (sides if len(sides) == 2 else sides[1:2]) if is_name(side)), None)
 
 
 # ---- sets of reals -----------------------------------------------------------------------------------------------
 
-INFINITY = "\\infty"
+def same_regions(a, b):
+    xs, ys = region(a), region(b)
+    return len(xs) == len(ys) and all(x[1::2] == y[1::2] and same(x[0], y[0]) and same(x[2], y[2]) for x, y in zip(xs, ys))
 
 
-def region(node):
-    """A set of reals as disjoint intervals, ordered: [(low, contains low, high, contains high)]. Raises ValueError on others."""
-    parts, merged = list(intervals(node)), []
-    if len(parts) > 1:
-        parts.sort(key=lambda p: (place(p[0]), not p[1]))
-    for low, has_low, high, has_high in parts:
-        if merged and (gap := place(merged[-1][2]) - place(low)) >= 0 and (gap > 0 or merged[-1][3] or has_low):
-            if place(high) > place(merged[-1][2]) or place(high) == place(merged[-1][2]) and has_high:
-                merged[-1][2:] = [high, has_high]
-        else:
+def region(x):
+    """A set of reals as disjoint intervals in order: [[low, contains low, high, contains high]]. Raises ValueError on others."""
+    merged = []
+    for low, has_low, high, has_high in sorted(intervals(x), key=lambda interval: (place(interval[0]), not interval[1])):
+        gap = place(low) - place(merged[-1][2]) if merged else 1
+        if gap > 0 or gap == 0 and not (has_low or merged[-1][3]):
             merged.append([low, has_low, high, has_high])
+        elif (place(high), has_high) > (place(merged[-1][2]), merged[-1][3]):
+            merged[-1][2:] = [high, has_high]
     return merged
 
 
-def same_regions(xs, ys):
-    return len(xs) == len(ys) and all(x[1] == y[1] and x[3] == y[3] and same(x[0], y[0]) and same(x[2], y[2]) for x, y in zip(xs, ys))
-
-
 def place(x):
-    """Where an endpoint lies, as a float; a symbolic one somewhere, but the same each time."""
-    value = evaluate(x, Point(1))
-    return float(value if isinstance(value, Fraction) else value.real)
+    """Where an endpoint lies, as a float. With variables it is somewhere, but always the same."""
+    return float(inexact(evaluate(x, Point(1))).real)
 
 
-def intervals(node):
-    everything = (negative(INFINITY), False, INFINITY, False)
-    match node:
-        case "\\mathbb R":
-            yield everything
+def intervals(x):
+    match forwards(x) if kind(x) == "rel" else x:
+        case str() if x == REALS:
+            yield (negative(INFINITY), False, INFINITY, False)
         case ("tuple", left, right, low, high):
             yield (low, left == "[", high, right == "]")
         case ("set", *points):
             yield from ((p, True, p, True) for p in points)
-        case ("union" | "list", *parts):
-            for part in parts:
-                yield from intervals(part)
+        case ("union" | "list", *pieces):
+            for piece in pieces:
+                yield from intervals(piece)
         case ("minus", whole, ("set", *points)):
             rest = list(intervals(whole))
             for p in points:
                 rest = [piece for low, a, high, b in rest for piece in (
-                    [(low, a, p, False), (p, False, high, b)] if place(low) < place(p) < place(high) else
-                    [(low, a and low != p, high, b and high != p)])]
+                    ((low, a, p, False), (p, False, high, b)) if place(low) < place(p) < place(high) else
+                    ((low, a and not same(low, p), high, b and not same(high, p)),))]
             yield from rest
-        case ("rel", ("in",), _, whole):
+        case ("rel", ("∈",), _, whole):
             yield from intervals(whole)
         case ("rel", ("≠",), name, p) if is_name(name):
-            yield from intervals(("minus", "\\mathbb R", ("set", p)))
+            yield from intervals(("minus", REALS, ("set", p)))
         case ("rel", ("=",), name, p) if is_name(name):
             yield (p, True, p, True)
-        case ("rel", *_):
-            match forwards(node):
-                case ("rel", ("<" | "≤" as op,), name, high) if is_name(name):
-                    yield (*everything[:2], high, op == "≤")
-                case ("rel", ("<" | "≤" as op,), low, name) if is_name(name):
-                    yield (low, op == "≤", *everything[2:])
-                case ("rel", ("<" | "≤" as op, "<" | "≤" as op2), low, name, high) if is_name(name):
-                    yield (low, op == "≤", high, op2 == "≤")
-                case _:
-                    raise ValueError("not a set of reals")
+        case ("rel", ("<" | "≤" as op,), name, high) if is_name(name):
+            yield (negative(INFINITY), False, high, op == "≤")
+        case ("rel", ("<" | "≤" as op,), low, name) if is_name(name):
+            yield (low, op == "≤", INFINITY, False)
+        case ("rel", ("<" | "≤" as op, "<" | "≤" as op2), low, name, high) if is_name(name):
+            yield (low, op == "≤", high, op2 == "≤")
         case _:
             raise ValueError("not a set of reals")
 
 
-def subject(relation):
-    """What a relation is about: x in 2 < x < 3."""
-    sides = relation[2:]
-    return next((side for side in (sides if len(sides) == 2 else sides[1:2]) if is_name(side)), None)
-
-
 # ---- comparison by value -----------------------------------------------------------------------------------------
 
-MP = mpmath.mp.clone()        # a context of our own: no one else's precision is touched
-PRECISIONS = ((40, 20), (500, 450))  # digits to compute with, digits that have to agree
-CONSTANTS = {"e": lambda: +MP.e, "i": lambda: MP.j, "\\pi": lambda: +MP.pi, "\\infty": lambda: MP.inf}
-MAX_BITS = 20_000             # of exact integers; larger numbers are rounded
+MP = mpmath.mp.clone()               # a context of our own: nobody else's precision is touched
+PRECISIONS = ((40, 20), (500, 450))  # (digits computed with, digits that must agree)
+MAX_BITS = 20_000                    # of exact integers; larger ones are rounded
+CONSTANTS = {"e": lambda: +MP.e, "i": lambda: MP.j, "\\pi": lambda: +MP.pi, INFINITY: lambda: MP.inf}
 
 
 class Point(NamedTuple):
     """Where formulas are evaluated: it gives every variable a value."""
-    index: int            # 2 is a negative point
-    whole: bool = False   # variables are positive integers: for n!, binomials, floors
-    log10: bool = False   # log without a base means log10, not ln
+    index: int            # of a number of random points; every third is negative
+    whole: bool = False   # variables are positive integers: formulas with n! or floors hold for these
+    log10: bool = False   # log without a base is log10, not ln
 
 
 def same_quantities(a, b):
-    """Numbers or formulas with their units. A unit may be left off; 50% is 50 and 0.5, 90 degrees are 90 and pi/2."""
+    """Scalars with their units. A unit may be left off; 50% is 50 and 0.5, and 90 degrees are 90 and pi/2."""
     (a_unit, x), (b_unit, y) = ((n[1], n[2]) if isinstance(n, tuple) and n[0] == "unit" else ("", n) for n in (a, b))
     if a_unit and b_unit and a_unit != b_unit:
         return False
@@ -861,107 +803,101 @@ def same_quantities(a, b):
 
 
 def same_numbers(a, b):
-    """Do two scalar trees agree in value, at all points if there are variables? Raises ValueError on sides without a value."""
+    """Do two scalars agree, at all points if there are variables? `log` may mean ln or log10 as long as it fits."""
     if a == b:
         return True
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return False
     free = variables(a) | variables(b)
-    used = {x[:2] if x[0] == "fn" else x[:1] for tree in (a, b) for x in nodes(tree) if isinstance(x, tuple)}
-    whole = bool(free) and bool(used & {("!",), ("fn", "floor"), ("fn", "ceil"), ("fn", "binom")})
-    indices = range(12) if whole else range(3) if free else (0,)
-    logs = (False, True) if ("fn", "log") in used else (False,)
-    return any(all(same_at(a, b, Point(i, whole, log10)) for i in indices) for log10 in logs)
+    used = {x[:2] if x[0] == "fn" else x[0] for tree in (a, b) for x in nodes(tree) if isinstance(x, tuple)}
+    discrete = bool(free) and bool(used & {"!", ("fn", "binom"), ("fn", "floor"), ("fn", "ceil")})
+    whole = discrete and not any(x[0] in "xyztuvw" for x in free)
+    tiny = used <= {"*", "/", "^", "neg", "!", "unit", ("fn", "root"), ("fn", "binom"), ("fn", "abs")}
+    points = range(12) if discrete else range(3) if free else (0,)
+    return any(all(same_at(a, b, Point(i, whole, log10), tiny) for i in points)
+               for log10 in ((False, True) if ("fn", "log") in used else (False,)))
 
 
-def same_at(a, b, point):
-    for digits, agree in PRECISIONS:
-        MP.dps = digits
+def same_at(a, b, point, tiny):
+    """tiny: small numbers are meant to be small, as there is no sum whose digits can have cancelled."""
+    negative_point = point.index % 3 == 2 and not point.whole  # doesn't count where it makes ln(x) or sqrt(x) complex
+    for MP.dps, digits in PRECISIONS:
         try:
             x, y = evaluate(a, point), evaluate(b, point)
         except ArithmeticError:
-            if point.index == 2 and not point.whole:
-                return True  # sqrt(x) and ln(x) are for positive x
+            if negative_point:
+                return True
             raise
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             return x == y
-        Work.inexact += digits == 40
-        x, y = inexact(x), inexact(y)
-        if point.index == 2 and not point.whole and (x.imag or y.imag):
+        Work.inexact += 1
+        if negative_point and (inexact(x).imag or inexact(y).imag):
             return True
-        if MP.isinf(x) or MP.isinf(y):
-            return x == y
-        if not abs(x - y) <= MP.mpf(10) ** -agree * max(1, abs(x), abs(y)):  # also where one is not a number
+        if not close(x, y, digits, tiny):
             return False
     return True
 
 
+def close(x, y, digits, tiny=False):
+    x, y = inexact(x), inexact(y)
+    if MP.isinf(x) or MP.isinf(y):
+        return x == y
+    return bool(abs(x - y) <= MP.mpf(10) ** -digits * max(0 if tiny else 1, abs(x), abs(y)))  # not where one is no number
+
+
 def proportional(f, g, positive):
-    """Is f = c g with a constant c (> 0 if positive)?"""
+    """Is f = c g with a constant c, which is > 0 if positive?"""
     if not variables(f) or not variables(g):
         return False
-    MP.dps = 500
-    values = [(evaluate(f, Point(i)), evaluate(g, Point(i))) for i in (0, 1, 3, 4)]
-    f0, g0 = values[0]
+    MP.dps, digits = PRECISIONS[-1]
+    (f0, g0), *values = [(evaluate(f, Point(i)), evaluate(g, Point(i))) for i in (0, 1, 3, 4)]
     if f0 == 0 or g0 == 0 or positive and (inexact(f0) / inexact(g0)).real < 0:
         return False
-    for x, y in values[1:]:
-        left, right = times(x, g0), times(y, f0)
-        if isinstance(left, Fraction) and isinstance(right, Fraction):
-            if left != right:
-                return False
-        else:
-            left, right = inexact(left), inexact(right)
-            if not abs(left - right) <= MP.mpf(10) ** -450 * max(1, abs(left), abs(right)):
-                return False
-    return True
-
-
-def inexact(x):
-    return MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+    return all(times(x, g0) == times(y, f0) or close(times(x, g0), times(y, f0), digits) for x, y in values)
 
 
 def evaluate(x, point):
-    """Value of a scalar tree: a Fraction where it is exact, else an mpmath number, real or complex, of the precision set."""
+    """Value of a scalar: a Fraction while it is exact, else an mpmath number, real or complex, at the precision that is set."""
     Work.spend(1)
     if isinstance(x, Fraction):
         return x
     if isinstance(x, str):
         return CONSTANTS[x]() if x in CONSTANTS else variable(x, point)
-    kind, *args = x
-    if kind == "app":
-        inner = evaluate(args[1], point) if isinstance(args[1], (str, Fraction)) or args[1][0] in SCALARS else args[1]
-        return variable(f"{args[0]}({MP.nstr(inexact(inner), 15) if not isinstance(inner, tuple) else inner})", point)
-    if kind == "fn":
-        return function(args[0], [evaluate(a, point) for a in args[1:]], point)
-    if kind == "unit":
-        value = evaluate(args[1], point)
-        return times(value, Fraction(1, 100)) if args[0] == "percent" else \
-            times(value, MP.pi / 180) if args[0] == "degree" else value
-    if kind not in SCALARS:
-        raise ValueError(f"{kind} has no value")
-    values = [evaluate(a, point) for a in args]
-    if kind == "+":
-        total = values[0]
-        for value in values[1:]:
-            exact = isinstance(total, Fraction) and isinstance(value, Fraction)
-            total = fit(total + value) if exact else inexact(total) + inexact(value)
-        return total
-    if kind == "*":
-        total = values[0]
-        for value in values[1:]:
-            total = times(total, value)
-        return total
-    if kind == "neg":
-        return -values[0]
-    if kind == "/":
-        a, b = values
-        if b == 0:
-            raise ZeroDivisionError
-        return fit(a / b) if isinstance(a, Fraction) and isinstance(b, Fraction) else inexact(a) / inexact(b)
-    if kind == "!":
-        return factorial(values[0])
-    return power(*values)
+    match x:
+        case ("app", name, inner):
+            return variable(f"{name}({MP.nstr(inexact(evaluate(inner, point)), 15)})", point)
+        case ("fn", name, *args):
+            return function(name, [evaluate(a, point) for a in args], point)
+        case ("unit", unit, a):
+            value = evaluate(a, point)
+            return times(value, Fraction(1, 100)) if unit == "percent" else times(value, MP.pi / 180) if unit == "degree" else value
+    if kind(x) != "scalar":
+        raise ValueError(f"{x[0]} has no value")
+    values = [evaluate(a, point) for a in x[1:]]
+    match x[0]:
+        case "+":
+            return reduce(plus, values)
+        case "*":
+            return reduce(times, values)
+        case "neg":
+            return -values[0]
+        case "/":
+            return times(values[0], power(values[1], Fraction(-1)))
+        case "^":
+            return power(*values)
+        case "!":
+            return function("!", values, point)
+    raise ValueError(f"{x[0]} has no value")
+
+
+@lru_cache(4096)
+def variable(name, point):
+    """A random value that depends on name and point only: in (0.1, 0.9), (1.1, 2.9), (-2.9, -1.1), or a positive integer."""
+    rng = random.Random(f"{name} {point.index}")
+    low, high = ((1, 9), (11, 29), (-29, -11))[point.index % 3]
+    return Fraction(rng.randint(2, 40)) if point.whole else Fraction(rng.randint(low << 30, high << 30), 10 << 30)
+
+
+def inexact(x):
+    return MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
 
 
 def fit(x):
@@ -969,122 +905,101 @@ def fit(x):
     return x if max(x.numerator.bit_length(), x.denominator.bit_length()) <= MAX_BITS else inexact(x)
 
 
+def plus(a, b):
+    return fit(a + b) if isinstance(a, Fraction) and isinstance(b, Fraction) else inexact(a) + inexact(b)
+
+
 def times(a, b):
     return fit(a * b) if isinstance(a, Fraction) and isinstance(b, Fraction) else inexact(a) * inexact(b)
 
 
-@lru_cache(4096)
-def variable(name, point):
-    """A random value that depends on the name and the point only: in (0, 1), (1, 3) and (-3, -1), or a positive integer."""
-    rng = random.Random(f"{name} {point.index}")
-    if point.whole:
-        return Fraction(rng.randint(2, 40))
-    low, high = ((1, 9), (11, 29), (-29, -11))[point.index % 3]
-    return Fraction(rng.randint(low << 30, high << 30), 10 << 30)
-
-
-def check_size(x, bits):
-    """mpmath computes with numbers of any size, for years if it must."""
+def limited(x, bits):
+    """x, unless it is larger than 2 ** bits. mpmath computes with numbers of any size, for years if it must."""
     if x != 0 and not MP.isinf(x) and MP.mag(x) > bits:
         raise OverflowError("too large")
+    return x
 
 
 def power(a, b):
-    if isinstance(b, Fraction) and b.denominator == 1 and isinstance(a, Fraction):
-        if a == 0 and b < 0:
-            raise ZeroDivisionError
-        if max(a.numerator.bit_length(), a.denominator.bit_length()) * abs(b) <= MAX_BITS or abs(a) <= 1 and a.denominator == 1:
-            return a ** int(b) if abs(a) != 1 else a ** int(b % 2)
-    Work.spend(30)
-    if isinstance(b, Fraction) and b.denominator % 2 and not inexact(a).imag and a < 0:  # a real root, as in (-8)^(1/3)
-        return -power(-a, b) if b.numerator % 2 else power(-a, b)
-    x, y = inexact(a), inexact(b)
-    if x == 0 and y.real < 0:
+    if a == 0 and inexact(b).real < 0:
         raise ZeroDivisionError
+    if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator == 1:
+        if abs(a) == 1:
+            return a ** int(b % 2)
+        if abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) <= MAX_BITS:
+            return a ** int(b)
+    Work.spend(30)
+    x, y = inexact(a), inexact(b)
+    if isinstance(b, Fraction) and b.denominator % 2 and not x.imag and x < 0:  # (-8)^(1/3) is the real root
+        return power(-x, b) * (-1) ** (b.numerator % 2)
     if x != 0 and not MP.isinf(x) and not MP.isinf(y):
-        check_size(y, 60)
-        check_size(y * MP.mag(x), 24)  # about 2 ** (16 million)
+        limited(limited(y, 60) * MP.mag(x), 24)
     return MP.power(x, y)
 
 
-def factorial(x):
-    Work.spend(30)
-    if isinstance(x, Fraction) and x.denominator == 1 and 0 <= x <= 1000:
-        return Fraction(integers.factorial(int(x)))
-    check_size(inexact(x), 24)
-    return MP.gamma(inexact(x) + 1)
-
-
 def function(name, args, point):
-    Work.spend(30)
-    x = args[0]
-    exact = isinstance(x, Fraction)
+    Work.spend(300 if name in ("!", "binom") else 30)
+    x, y = (*args, None)[:2]
+    whole = all(isinstance(a, Fraction) and a.denominator == 1 and 0 <= a <= 2000 for a in args)
     if name == "abs":
         return abs(x)
-    if name in ("floor", "ceil"):
-        check_size(inexact(x), 1000)
-        round_off = integers.floor if name == "floor" else integers.ceil
-        return Fraction(round_off(x)) if exact else MP.floor(x) if name == "floor" else MP.ceil(x)
+    if name == "!":
+        return fit(Fraction(integers.factorial(int(x)))) if whole else MP.gamma(limited(inexact(x), 24) + 1)
     if name == "binom":
-        if all(isinstance(a, Fraction) and a.denominator == 1 and 0 <= a <= 5000 for a in args):
-            return Fraction(integers.comb(*map(int, args)))
-        n, k = map(inexact, args)
-        check_size(n, 24), check_size(k, 24)
-        return MP.binomial(n, k)
+        return fit(Fraction(integers.comb(int(x), int(y)))) if whole else MP.binomial(limited(inexact(x), 24), limited(inexact(y), 24))
+    if name in ("floor", "ceil"):
+        return Fraction(getattr(integers, name)(x)) if isinstance(x, Fraction) else getattr(MP, name)(limited(x, 1000))
     if name == "root":
-        n = args[1]
-        if exact and n == 2 and x >= 0:
-            top, bottom = integers.isqrt(x.numerator), integers.isqrt(x.denominator)
-            if top * top == x.numerator and bottom * bottom == x.denominator:
-                return Fraction(top, bottom)
-        if n == 0:
-            raise ZeroDivisionError
-        return MP.sqrt(inexact(x)) if n == 2 else power(x, 1 / n if isinstance(n, Fraction) else 1 / inexact(n))
+        if isinstance(x, Fraction) and y == 2 and x >= 0:
+            root = Fraction(integers.isqrt(x.numerator), integers.isqrt(x.denominator))
+            if root * root == x:
+                return root
+        return MP.sqrt(inexact(x)) if y == 2 else power(x, power(y, Fraction(-1)))
     x = inexact(x)
     if name in ("ln", "log", "log10"):
         if x == 0:
             raise ZeroDivisionError
         return MP.ln(x) / MP.ln(10) if name == "log10" or name == "log" and point.log10 else MP.ln(x)
-    check_size(x, 24 if name in ("sinh", "cosh", "tanh") else 200)
-    arc, name = name.startswith("arc"), name.removeprefix("arc")
-    if arc:
-        return MP.pi / 2 - MP.atan(x) if name == "cot" else getattr(MP, "a" + name)(x)
-    return getattr(MP, name)(x)
+    if name == "arccot":
+        return MP.pi / 2 - MP.atan(x)
+    return getattr(MP, name.replace("arc", "a"))(limited(x, 24 if name.endswith("h") else 200))
 
 
 # ---- grading a batch ---------------------------------------------------------------------------------------------
 
 class Graded(NamedTuple):
-    """A batch's grades; every entry is a list in the batch's order."""
+    """The grades of a batch: lists in the batch's order."""
     rewards: list     # float
-    inexact: list     # bool: the text and exact fractions didn't decide, digits did
-    timed_out: list   # bool: took longer than answer_limit; the reward is 0
+    inexact: list     # bool: neither text nor exact fractions decided, but digits did
+    timed_out: list   # bool: it took longer than answer_limit, and the reward is 0
 
 
 def grade(rows, texts, finished):
     """Grade a batch in a pool of processes. rows: data rows with "task" and "answer"; texts, finished: of the responses.
-    Returns Graded. Raises RuntimeError with the traceback if a reward function raises: that is a bug, not a wrong answer."""
+
+    Returns Graded. Raises RuntimeError if a reward function raises: that is a mistake in it, not in the answer.
+    """
     return start_grading(rows, texts, finished)()
 
 
 def start_grading(rows, texts, finished):
-    """The same without waiting. Returns a function that waits and returns Graded."""
-    futures = [pool().submit(grade_one, (row["task"], text, row["answer"], end))
+    """The same, begun in the background. Returns a function that waits for the grades and returns Graded."""
+    futures = [pool().submit(grade_one, row["task"], text, row["answer"], end)
                for row, text, end in zip(rows, texts, finished, strict=True)]
-    return lambda: Graded(*map(list, zip(*(future.result() for future in futures)))) if futures else Graded([], [], [])
+    return lambda: Graded(*map(list, zip(*(future.result() for future in futures), strict=True))) if futures else Graded([], [], [])
 
 
 @cache
 def pool():
-    """Threads that wait, each for a process of its own."""
+    """Threads, each of which talks to a process of its own."""
     return ThreadPoolExecutor(min(16, os.cpu_count()), "grader")
 
 
 Own = threading.local()
 
 
-def grade_one(request):
-    """(reward, inexact, timed out) from this thread's process, which is started if there is none."""
+def grade_one(*request):
+    """(reward, inexact, timed out) from this thread's process, which is started if it isn't there."""
     if not hasattr(Own, "process"):
         Own.process = subprocess.Popen([sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -1093,29 +1008,27 @@ def grade_one(request):
         reply = Own.process.stdout.readline()
     except BrokenPipeError:
         reply = b""
-    if not reply:  # ended by its timer or for its memory; a new one for the next answer
-        process = Own.process
-        del Own.process
-        process.communicate()
-        if process.returncode > 0:
-            raise RuntimeError(f"the grading process ended with status {process.returncode}")
-        return 0.0, False, True
-    reply = json.loads(reply)
-    if isinstance(reply, str):
-        raise RuntimeError(f"a reward function raised:\n{reply}")
-    return (*reply, False)
+    if reply:
+        reply = json.loads(reply)
+        if isinstance(reply, str):
+            raise RuntimeError(f"the reward of task {request[0]} raised\n{reply}")
+        return (*reply, False)
+    process = vars(Own).pop("process")  # killed by its timer, or for its memory; the next answer gets a new one
+    process.stdin.close(), process.stdout.close()
+    if process.wait() > 0:
+        raise RuntimeError(f"a grading process ended with status {process.returncode}")
+    return 0.0, False, True
 
 
 def serve():
-    """A grading process: a request a line in, a grade a line out, until the other side is gone.
+    """A grading process: one request a line in, one grade a line out, until the other side is gone.
 
-    The limit is a timer without a handler: when it runs out, the kernel ends the process, whatever it is doing. So there is
-    nothing that can keep it alive, and nothing is left behind if the parent is killed.
+    The limit is a timer without a handler: when it runs out the kernel ends the process, whatever that is doing. So nothing
+    outlives its limit, and nothing is left behind when the parent is killed.
     """
     import resource
     import traceback
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     for line in sys.stdin:
         task, *request = json.loads(line)
