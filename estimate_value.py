@@ -89,7 +89,7 @@ def load_values(path):
         raise ValueError(f"{path}: not a whole values file ({type(e).__name__}); make it with estimate_value.py") from None
 
 
-def report(values, seconds, tokens):
+def report(values, graded, seconds, tokens):
     """Print what a reader wants to know about a finished stage 1."""
     r, finished = values["rewards"], values["finished"]
     solved = r.sum(1)
@@ -97,7 +97,9 @@ def report(values, seconds, tokens):
     print(f"\n{len(r):,} prompts x {n} samples")
     for name, value in (("pass@1 (mean reward)", r.mean()), (f"pass@{n}", (r.max(1).values > 0).float().mean()),
                         ("never solved", (solved == 0).float().mean()), ("always solved", (solved == n).float().mean()),
-                        ("responses cut short", 1 - finished.float().mean())):
+                        ("responses cut short", 1 - finished.float().mean()),
+                        ("graded by digits", sum(graded.inexact) / len(graded.inexact)),
+                        ("grading timed out", sum(graded.timed_out) / len(graded.timed_out))):
         print(f"  {name:<22}{value:7.1%}")
     print(f"  {'mean V*':<22}{values['v_star'].mean():7.3f}")
     print(f"  {'response length':<22}{values['lengths'].float().mean():7.1f} tokens")
@@ -162,8 +164,8 @@ def main():
     # ---- grade ----
     by_id = {row["id"]: row for row in all_rows}
     every = samples.values()
-    for sample, reward in zip(every, grade([by_id[i] for i, _ in samples], [s["text"] for s in every],
-                                           [s["finished"] for s in every])):
+    graded = grade([by_id[i] for i, _ in samples], [s["text"] for s in every], [s["finished"] for s in every])
+    for sample, reward in zip(every, graded.rewards):
         sample["reward"] = reward
     table = [[samples[row["id"], i] for i in range(samples_per_prompt)] for row in rows]             # P x N
     rewards = torch.tensor([[s["reward"] for s in group] for group in table])                        # (P, N)
@@ -184,7 +186,7 @@ def main():
         torch.save(values, f)
     if os.path.exists(os.path.join(folder, PART)):
         os.remove(os.path.join(folder, PART))
-    report(values, seconds, tokens)
+    report(values, graded, seconds, tokens)
     print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
 
 

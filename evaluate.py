@@ -69,9 +69,13 @@ def measure(engine, rows):
             responses[j] = response
         return [responses[i:i + k] for i in range(0, len(requests), k)]
 
+    grades = []
+
     def right(responses):  # P x k -> (P, k)
-        return np.array([grade([row] * len(group), [r.text for r in group], [r.finished for r in group])
-                         for row, group in zip(rows, responses)])
+        every = [(row, r) for row, group in zip(rows, responses) for r in group]
+        graded = grade([row for row, _ in every], [r.text for _, r in every], [r.finished for _, r in every])
+        grades.append(graded)
+        return np.array(graded.rewards).reshape(len(rows), -1)
 
     greedy = sample(1, 0.0)
     accuracy = right(greedy).mean()
@@ -85,6 +89,8 @@ def measure(engine, rows):
     shown = [r for group in samples or greedy for r in group]
     results["response_length"] = float(np.mean([len(r.tokens) for r in shown]))
     results["cut_short"] = float(np.mean([not r.finished for r in shown]))
+    for key in ("inexact", "timed_out"):
+        results[f"grade_{key}"] = float(np.mean([x for graded in grades for x in getattr(graded, key)]))
     if results["cut_short"] > 0.5:
         print("warning: most responses were cut short; --max_response_tokens may be too small")
     return results, samples
@@ -152,7 +158,7 @@ def print_table(names, all_results):
                 cells.append(f"{value['value']:.3f} [{low:.3f}, {high:.3f}]" if key.startswith("kl") else
                              f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]")
             else:
-                cells.append({"cut_short": "{:.1%}", "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
+                cells.append({"cut_short": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}", "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
                              .get(key, "{}").format(value))
         print(f"{key.replace('_', ' '):<22}" + "".join(f"{cell:>{max(width, 24)}}" for cell in cells))
 

@@ -986,7 +986,13 @@ def start_grading(rows, texts, finished):
     """The same, begun in the background. Returns a function that waits for the grades and returns Graded."""
     futures = [pool().submit(grade_one, row["task"], text, row["answer"], end)
                for row, text, end in zip(rows, texts, finished, strict=True)]
-    return lambda: Graded(*map(list, zip(*(future.result() for future in futures), strict=True))) if futures else Graded([], [], [])
+
+    def wait():
+        graded = Graded(*([entry[i] for entry in (future.result() for future in futures)] for i in range(3)))
+        if any(graded.timed_out):
+            print(f"warning: {sum(graded.timed_out)} of {len(futures)} answers took over {answer_limit:g} s to grade; they count as wrong")
+        return graded
+    return wait
 
 
 @cache

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from estimate_value import load_values
 from model import Qwen2, fingerprint, pack, shard_model, split_by_tokens, sum_per_sequence
-from reward import grade
+from reward import grade, start_grading
 
 # what
 model = "data/arithmetic/model"  # initial policy and reference: a folder in Hugging Face format, or a name on the hub
@@ -93,7 +93,7 @@ def evaluate_policy(engine, rows):
     for t in (0.0, 1.0):
         responses = engine.generate([row["tokens"] for row in rows], [sampling_seed(seed, "eval", row["id"]) for row in rows],
                                     max_response_tokens, t)
-        accuracy.append(sum(grade(rows, [r.text for r in responses], [r.finished for r in responses])) / len(rows))
+        accuracy.append(sum(grade(rows, [r.text for r in responses], [r.finished for r in responses]).rewards) / len(rows))
     return accuracy
 
 
@@ -253,10 +253,9 @@ def main(constants):
         engine.sleep()
         times.append(clock())
 
-        # ---- score ----
-        rewards = torch.tensor(grade(batch, [r.text for r in responses], [r.finished for r in responses]))     # (batch,)
+        # ---- score, in other processes while this one goes on ----
+        graded = start_grading(batch, [r.text for r in responses], [r.finished for r in responses])
         v_star = torch.tensor([row["v_star"] for row in batch])                                                # (batch,)
-        times.append(clock())
 
         # ---- log-probabilities under the reference, in the micro-batches of training: equal models, equal numbers ----
         tokens = [r.tokens for r in responses]
@@ -267,6 +266,9 @@ def main(constants):
         with torch.no_grad():
             ref_logps = [[reference.token_logps(micro.input_ids, micro.cu_seqlens, temperature, micro.where)
                           for micro in micros] for micros in mini_batches]
+        times.append(clock())
+        graded = graded()
+        rewards = torch.tensor(graded.rewards)                                                                 # (batch,)
         times.append(clock())
 
         # ---- regress ----
@@ -314,8 +316,9 @@ def main(constants):
                    "entropy": entropy / total, "grad_norm": sum(grad_norms) / len(grad_norms),
                    "response_length": total / batch_size, "truncated": sum(not r.finished for r in responses) / batch_size,
                    "v_star": v_star.mean().item(), "logp_diff_max": diff_max, "logp_diff_mean": diff_mean,
+                   "grade_inexact": sum(graded.inexact) / batch_size, "grade_timed_out": sum(graded.timed_out) / batch_size,
                    "tokens": total, "lr": now_lr}
-        phases = ("generate", "grade", "reference", "train", "sync")
+        phases = ("generate", "reference", "grade", "train", "sync")
         metrics.update({f"seconds_{phase}": end - begin for phase, begin, end in zip(phases, times, times[1:])})
         metrics["seconds_step"] = times[-1] - times[0]
         if step == 0:
