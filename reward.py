@@ -103,6 +103,8 @@ def is_equivalent(prediction, answer):
     a, b = clean(prediction), clean(answer)
     if not a or not b or a == b:
         return a == b != ""
+    if DECIMAL.fullmatch(a) and DECIMAL.fullmatch(b):
+        return Fraction(a) == Fraction(b)
     (a_words, a_is_text), (b_words, b_is_text) = words(a), words(b)
     a, b = MEANINGS.get(a_words, a), MEANINGS.get(b_words, b)
     if (a_is_text or b_is_text) and not {a_words, b_words} & MEANINGS.keys():
@@ -126,18 +128,25 @@ UNICODE = str.maketrans({
     "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ", "φ": "\\phi ", "ℝ": "\\mathbb{R} ", "½": "\\frac12 ",
     "¼": "\\frac14 ", "¾": "\\frac34 ", "²": "^2 ", "³": "^3 ", "′": "'", "’": "'", "“": "", "”": "", "€": "", "£": "",
     "\u00a0": " ", "\u2009": " ", "\u202f": " "})
-SPELLINGS = [(re.compile(old.replace("@", "(?![a-zA-Z])")), new) for old, new in (  # @: the command ends here
-    (r"\\[dtc]frac@", r"\\frac"), (r"\\[dt]binom@", r"\\binom"),
-    (r"(?<=\d)(?:\{,\}|\\!,\\!|,\\!|\\!,|\\,|\\!)\s*(?=\d{3}(?!\d))", ""),                      # 1{,}234 1\!,\!234 1\,234
-    (r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d/])", lambda found: found[1] + found[2].replace(" ", "")),   # 1 234
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf|it|phantom\s*(?:\{[^{}]*\}|.))@", ""),
-    (r"(?<!\\)\\[,;:! \n]|\\q?quad@|~|\\hspace\{[^{}]*\}", " "), (r"\\[()]|(?<!\\)\\[\[\]]|(?<!\\)\$", ""),
-    (r"\^\s*\{?\s*\\(?:circ|degree)@\s*\}?|\\degree@", "°"), (r"\^\s*\{?\s*\\prime@\s*\}?", "'"),
-    (r"\\(?:math(?:bf|it|sf|rm|normal)|boldsymbol|bm)\s*\{\s*([-\d.,]+)\s*\}", r"\1"), (r"\*\*", "^"), (r"\bnp\.", ""),
-    (r"\\(?:boxed|fbox|underline)@", ""), (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),
-    (r"\\lbrace@", r"\\{"), (r"\\rbrace@", r"\\}"), (r"\\[lr]?vert@|\\mid@", "|"), (r"\\%", "%"), (r"\\lt@", "<"),
-    (r"\\gt@", ">"), (r"\\le(?:qslant|qq|q)?@|<=", "≤"), (r"\\ge(?:qslant|qq|q)?@|>=", "≥"), (r"\\neq?@|!=", "≠"),
-    (r"\\(?:approx|simeq)@", "≈"), (r"\\in@", "∈"), (r"\\(?:varnothing|emptyset)@", r"\\{\\}"), (r"\s+", " "))]
+def compiled(*spellings):
+    """[(pattern, replacement)] of pairs in turn. @ in a pattern: here the command ends."""
+    return [(re.compile(old.replace("@", "(?![a-zA-Z])")), new) for old, new in zip(spellings[::2], spellings[1::2], strict=True)]
+
+
+LATEX = compiled(
+    r"\\[dtc]frac@", r"\\frac", r"\\[dt]binom@", r"\\binom",
+    r"(?<=\d)(?:\\!,\\!|,\\!|\\!,|\\,|\\!)\s*(?=\d{3}(?!\d))", "",                              # 1\!,\!234 1\,234
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|boxed|fbox|underline|rm|bf|it)@", "",
+    r"\\phantom\s*(?:\{[^{}]*\}|.)", "", r"(?<!\\)\\[,;:! \n]|\\q?quad@|\\hspace\{[^{}]*\}", " ", r"\\[()]|(?<!\\)\\[\[\]]", "",
+    r"\^\s*\{?\s*\\(?:circ|degree)@\s*\}?|\\degree@", "°", r"\^\s*\{?\s*\\prime@\s*\}?", "'", r"\\%", "%",
+    r"\\(?:math(?:bf|it|sf|rm|normal)|boldsymbol|bm)\s*\{\s*([-\d.,]+)\s*\}", r"\1", r"\\[lr]?vert@|\\mid@", "|",
+    r"\\lbrace@", r"\\{", r"\\rbrace@", r"\\}", r"\\(?:varnothing|emptyset)@", r"\\{\\}", r"\\in@", "∈", r"\\(?:approx|simeq)@", "≈",
+    r"\\lt@", "<", r"\\gt@", ">", r"\\le(?:qslant|qq|q)?@", "≤", r"\\ge(?:qslant|qq|q)?@", "≥", r"\\neq?@", "≠")
+OTHERS = compiled(
+    r"(?<!\\)\$", "", r"[~\s]+", " ", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "",                       # 1{,}234
+    r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda found: found[0].replace(" ", ""),          # 1 234
+    r"<=", "≤", r">=", "≥", r"!=", "≠", r"\*\*", "^", r"\bnp\.", "", r"\b([apAP])\. ?([mM])\b\.?", r"\1\2")
+DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
 TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)\s*\{([^{}]*)\}")
 MEANINGS = {("no solution",): "\\{\\}", ("no solutions",): "\\{\\}", ("empty set",): "\\{\\}", ("infinity",): "\\infty",
             ("all real numbers",): "\\mathbb{R}", ("all reals",): "\\mathbb{R}"}
@@ -150,7 +159,7 @@ def clean(text):
     if not text.isascii():
         text = text.translate(UNICODE)
     if not text.isalnum():
-        for pattern, new in SPELLINGS:
+        for pattern, new in LATEX * ("\\" in text) + OTHERS:
             text = pattern.sub(new, text)
     text = text.lstrip(" ,;:").rstrip()
     return text if text.endswith("...") else text.rstrip(" .,;:\\")
@@ -253,7 +262,7 @@ def parse(text, thousands=True):
     parser = Parser(tokenize(text, thousands))
     tree = parser.values()
     parser.take("")
-    answers = both_signs(tree)
+    answers = both_signs(tree) if "\\pm" in text or "\\mp" in text else [tree]
     return answers[0] if len(answers) == 1 else ("list", *answers)
 
 
@@ -451,7 +460,7 @@ class Parser:
 
     def applied(self, name):
         """A variable, or a function's value. f(x) is that, n(n+1) is a product: letters but f and g need a variable or 0."""
-        if self.next == "(":
+        if self.next == "(" and name not in CONSTANTS:
             start = self.at
             x = self.base()
             if name[0] in "fgFG" or isinstance(x, str) or x == 0:
@@ -517,6 +526,8 @@ FACTORS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$"
 
 def number(text):
     """Exact value of 12, .5, 4.5e-3 or 0.1\\overline{6}."""
+    if text.isdigit():
+        return Fraction(int(text))
     text, *period = re.split(r"\\\w+\s*", text)
     mantissa, *exponent = re.split("[eE]", text)
     if exponent and abs(int(exponent[0])) > 5000:
