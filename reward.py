@@ -34,6 +34,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache, lru_cache, reduce
+from itertools import product as product_of
 from typing import NamedTuple
 
 import mpmath
@@ -108,7 +109,7 @@ def is_equivalent(prediction, answer):
     (a_words, a_is_text), (b_words, b_is_text) = words(a), words(b)
     a, b = MEANINGS.get(a_words, a), MEANINGS.get(b_words, b)
     if (a_is_text or b_is_text) and not {a_words, b_words} & MEANINGS.keys():
-        return a_words == b_words is not None
+        return a_words == b_words is not None or choice(a) == choice(b) is not None
     Work.left = budget
     try:
         x, y = parse(a), parse(b)
@@ -126,28 +127,39 @@ UNICODE = str.maketrans({
     "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∪": "\\cup ",
     "∈": "\\in ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ",
     "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ", "φ": "\\phi ", "ℝ": "\\mathbb{R} ", "½": "\\frac12 ",
-    "¼": "\\frac14 ", "¾": "\\frac34 ", "²": "^2 ", "³": "^3 ", "′": "'", "’": "'", "“": "", "”": "", "€": "", "£": "",
+    "¼": "\\frac14 ", "¾": "\\frac34 ", "⅓": "\\frac13 ", "⅔": "\\frac23 ", "º": "^\\circ ", "˚": "^\\circ ", "∙": "\\cdot ", "′": "'", "’": "'", "“": "", "”": "", "€": "", "£": "",
     "\u00a0": " ", "\u2009": " ", "\u202f": " "})
+SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
+FUNCTIONS = "arcsin arccos arctan arccot sinh cosh tanh sin cos tan cot sec csc log ln lg exp sqrt".split()
+
+
 def compiled(*spellings):
     """[(pattern, replacement)] of pairs in turn. @ in a pattern: here the command ends."""
     return [(re.compile(old.replace("@", "(?![a-zA-Z])")), new) for old, new in zip(spellings[::2], spellings[1::2], strict=True)]
 
 
 LATEX = compiled(
-    r"\\[dtc]frac@", r"\\frac", r"\\[dt]binom@", r"\\binom",
-    r"(?<=\d)(?:\\!,\\!|,\\!|\\!,|\\,|\\!)\s*(?=\d{3}(?!\d))", "",                              # 1\!,\!234 1\,234
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|boxed|fbox|underline|rm|bf|it)@", "",
+    r"^\\(?:boxed|fbox)\s*\{(.*)\}$", r"\1", r"\\(?:[dtcs]|nice)frac@", r"\\frac", r"\\[dt]binom@", r"\\binom",
+    r"\\frac\s*\{(\\(?:text|mathrm)\{[^{}]*\})\}\s*\{(\\(?:text|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?)\}", r"\1/\2",   # m/s
+    r"\{([^{}]*)\\over@([^{}]*)\}", r"\\frac{\1}{\2}", r"\{([^{}]*)\\choose@([^{}]*)\}", r"\\binom{\1}{\2}",
+    r"(?<=\d)\s*(?:\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\!)\s*(?=\d{3}(?!\d))", "",               # 1\!,\!234 1\,234
+    r"\\\\\s*\[[\d.]+ *[a-z]+\]", r"\\\\",                                                     # rows with \\[2pt] between
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|underline|rm|bf|it)@", "",
     r"\\phantom\s*(?:\{[^{}]*\}|.)", "", r"(?<!\\)\\[,;:! \n]|\\q?quad@|\\hspace\{[^{}]*\}", " ", r"\\[()]|(?<!\\)\\[\[\]]", "",
     r"\^\s*\{?\s*\\(?:circ|degree)@\s*\}?|\\degree@", "°", r"\^\s*\{?\s*\\prime@\s*\}?", "'", r"\\%", "%",
-    r"\\(?:math(?:bf|it|sf|rm|normal)|boldsymbol|bm)\s*\{\s*([-\d.,]+)\s*\}", r"\1", r"\\[lr]?vert@|\\mid@", "|",
+    rf"\\(?:operatorname|mathrm|text)\s*\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r"\\\1 ",
+    r"\\(?:math(?:bf|it|sf|normal)|boldsymbol|bm)\s*(?=\{[^{}]*[\d\\(])", "", r"\\[lr]?vert@|\\mid@", "|",
     r"\\lbrace@", r"\\{", r"\\rbrace@", r"\\}", r"\\(?:varnothing|emptyset)@", r"\\{\\}", r"\\in@", "∈", r"\\(?:approx|simeq)@", "≈",
-    r"\\lt@", "<", r"\\gt@", ">", r"\\le(?:qslant|qq|q)?@", "≤", r"\\ge(?:qslant|qq|q)?@", "≥", r"\\neq?@", "≠")
+    r"\\lt@", "<", r"\\gt@", ">", r"\\le(?:qslant|qq|q)?@", "≤", r"\\ge(?:qslant|qq|q)?@", "≥", r"\\neq?@", "≠", r"\\equiv@", "=",
+    r"\\bigcup@", r"\\cup", r"\\(?:lor|vee)@", " or ", r"\\(?:land|wedge)@", " and ",
+    r",? *(?:\\text\{ *)?(?:for|where) (?:all|every|any)\b.*$|, *[a-z] *∈ *\\mathbb *\{?[ZN]\}?$", "")          # f(x) = 2x for all x
 OTHERS = compiled(
-    r"(?<!\\)\$", "", r"[~\s]+", " ", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "",                       # 1{,}234
+    r"(?<!\\)\$", "", r"[~ ]+", " ", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "",                       # 1{,}234
     r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda found: found[0].replace(" ", ""),          # 1 234
-    r"<=", "≤", r">=", "≥", r"!=", "≠", r"\*\*", "^", r"\bnp\.", "", r"\b([apAP])\. ?([mM])\b\.?", r"\1\2")
+    r"<=", "≤", r">=", "≥", r"!=", "≠", r"\*\*", "^", r"\bnp\.", "", r"\b([apAP])\. ?([mM])\b\.?", r"\1\2", r"\b(sq|cu)\.", r"\1",
+    r"° ?[CF]\b", "°", r"\((\d[\dA-Z.]*)\)(?=_)", r"\1", r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ")
 DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
-TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)\s*\{([^{}]*)\}")
+TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 MEANINGS = {("no solution",): "\\{\\}", ("no solutions",): "\\{\\}", ("empty set",): "\\{\\}", ("infinity",): "\\infty",
             ("all real numbers",): "\\mathbb{R}", ("all reals",): "\\mathbb{R}"}
 MEANINGS |= {(word,): str(value) for value, word in enumerate(
@@ -156,8 +168,10 @@ MEANINGS |= {(word,): str(value) for value, word in enumerate(
 
 def clean(text):
     """One spelling for what LaTeX and Unicode spell in many ways, without what says nothing in an answer."""
+    text = " ".join(text.split())
     if not text.isascii():
-        text = text.translate(UNICODE)
+        text = re.sub("[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda found: f"^{{{found[0].translate(SMALL)}}}", text)
+        text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(SMALL)}}}", text).translate(UNICODE)
     if not text.isalnum():
         for pattern, new in LATEX * ("\\" in text) + OTHERS:
             text = pattern.sub(new, text)
@@ -170,13 +184,19 @@ def words(text):
 
     A comma, "and" or "or" makes several, in any order. Letters are surely words if they stood in \text or are four or more.
     """
-    bare = TEXT.sub(r" \1 ", text)
-    if not re.fullmatch(r"[a-zA-Z\s.,'()&-]+", bare):
+    bare = re.sub(r"^\\\{(.*)\\\}$", r"\1", TEXT.sub(r" \1 ", text))
+    if not re.fullmatch(r"(?:[a-zA-Z\s.,'()&]|(?<=[a-zA-Z])-(?=[a-zA-Z]))+", bare):
         return None, False
     items = [re.sub(r"^(?:a|an|the|option|choice|answer) ", "", " ".join(re.findall(r"[a-z']+", item)))
              for item in re.split(r"[,&]|\band\b|\bor\b", bare.lower())]
-    is_text = bare != text and "\\mathrm" not in text or bool(re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$", bare)) and bare not in FUNCTIONS
+    is_text = bare != text and "\\mathrm" not in text or bool(re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)) and bare not in FUNCTIONS
     return tuple(sorted(item for item in items if item)), is_text
+
+
+def choice(text):
+    r"""B of B, (B), \text{(B) } 12 and (B) ellipse, else None."""
+    found = re.match(r"\s*\(?([A-J])(?:$|\))", TEXT.sub(r"\1", text))
+    return found and found[1]
 
 
 def plain(text):
@@ -186,24 +206,25 @@ def plain(text):
 
 # ---- tokens: (kind, text) ----------------------------------------------------------------------------------------
 
-FUNCTIONS = "arcsin arccos arctan arccot sinh cosh tanh sin cos tan cot sec csc log ln lg exp sqrt".split()
 SYMBOLS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma tau
-upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi infty hbar ell angle triangle odot
+upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi infty hbar ell odot
 circ star partial nabla perp parallel sum prod int lim max min""".split()
 UNITS = {alias: names.split()[0] for names in """mm millimeter millimetre|cm centimeter centimetre|m meter metre
 km kilometer kilometre|inch inches in|foot feet ft|yard yd|mile mi|second sec s|minute min|hour hr h|day|week|month|year yr
 mg milligram|gram gm g|kilogram kg|pound lb|ounce oz|ton|liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro
-degree|percent percentage pct|radian rad|mph|am a.m|pm p.m""".replace("\n", "|").split("|") for alias in names.split()}
-SURE_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr"}  # the other short ones may be products: 3 mg
+degree|percent percentage pct|radian rad|mph|am|pm|nm|ev|hz|mol|unit|j|n|w|v|a|k|c""".replace("\n", "|").split("|") for alias in names.split()}
+SURE_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz"}  # the other short ones may be products: 3 mg
+SAYING = set("""squared cubed factorial half halves third thirds quarter quarters fourth fourths plus minus times less more than not no
+is are does if when where for mod except wrong""".split())  # words that change a value, unlike units and what is counted
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?")
 TOKEN = re.compile(rf"""(?P<text>{TEXT.pattern})
-|(?P<based>\d[\dA-Z]*(?:\.\d+)?_\{{?\(?\d+\)?\}}?)                                              # 12_5
+|(?P<based>(?:(?:\d+(?:\.\d+)?|\.\d+)_\{{?\(?\d+\)?\}}?|\d[\dA-F]*_\{{?1[1-6]\}}?))                                              # 12_5
 |(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))(?:[eE][+-]?\d+|\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)          # 1.5 3e8 0.1\overline{{6}}
 |(?P<begin>\\begin\{{\w+\*?\}}(?:\{{[lcr|\s]*\}})?)|(?P<end>\\end\{{\w+\*?\}})|(?P<rel>[=<>≤≥≠≈∈])
 |(?P<fn>\\?(?:{"|".join(FUNCTIONS)})(?![a-z]{{2}}))|(?P<letters>[a-zA-Z]{{2,}}(?![_'a-zA-Z]))
 |(?P<name>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])|[a-zA-Z]
-   |\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|math(?:bf|bb|cal|it)|boldsymbol)\s*(?:\{{[^{{}}]*\}}|\w))
+   |\\(?:angle|triangle)\s*[A-Z](?:\s*[A-Z])*|\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|math(?:bf|bb|cal|it)|boldsymbol)\s*(?:\{{[^{{}}]*\}}|\w))
    (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\w|\\[a-zA-Z]+)|')*)                                # x_{{1}} y' \vec{{v}}
 |(?P<other>\\[a-zA-Z]+|\\.|\S)""", re.VERBOSE)
 
@@ -217,14 +238,15 @@ def tokenize(text, thousands):
         elif found := TOKEN.match(text, at):
             name, token = found.lastgroup, found[0]
             if name == "text":
-                tokens += text_tokens(found[2], thousands, tokens and tokens[-1][0] in ("number", "name", ")", "}"))
+                tokens += text_tokens(found[2], thousands, tokens and tokens[-1][0] in ("number", "name", ")", "}", "°"))
             elif name == "letters":
                 tokens += letter_tokens(token, text[at - 1:at] in ("", " ", "}"), tokens and tokens[-1][0] == "word")
             elif name == "other":
                 depth += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
                 tokens.append((token, token))
             elif name == "name":
-                tokens.append((name, re.sub(r"\\(?:text|mathrm)|[{}\s]", "", token)))
+                head, _, subscript = re.sub(r"\\(?:text|mathrm)@|[{}\s]".replace("@", "(?![a-zA-Z])"), "", token).partition("_")
+                tokens.append((name, head + "_" * bool(subscript) + subscript.replace("\\", "")))
             else:
                 tokens.append((name, token.lstrip("\\") if name == "fn" else token))
         at = found.end() if found else at + 1
@@ -233,12 +255,15 @@ def tokenize(text, thousands):
 
 def text_tokens(content, thousands, after_value):
     r"""What stands in \text{...}: words with separators, a number, or one letter, which may be a unit: 5 \text{ m}."""
-    if after_value and content.strip() in UNITS:
-        return [("word", content.strip())]
+    unit = content.strip()
+    if (after_value or unit.islower()) and unit not in ("e", "i") and unit.lower() in UNITS:
+        return [("word", unit)]
+    if unit.isupper() and unit.isalpha() and 1 < len(unit) < 6 and not after_value:
+        return [("name", letter) for letter in unit]
     if re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*|\d.*", content):
         return tokenize(content, thousands)
     parts = re.split(r"(,|;|\band\b|\bor\b)", content)
-    return [(",", ",") if part in (",", ";", "and", "or") else ("word", part.strip()) for part in parts if part.strip()]
+    return [(",", part) if part in (",", ";", "and", "or") else ("word", part.strip()) for part in parts if part.strip()]
 
 
 def letter_tokens(run, after_space, after_word):
@@ -246,10 +271,11 @@ def letter_tokens(run, after_space, after_word):
     low = run.lower()
     unit = low.removesuffix("s") if len(run) > 3 else low
     if run in ("and", "or"):
-        return [(",", ",")]
+        return [(",", run)]
     if run == "pi" or low in ("inf", "infinity"):
         return [("name", "\\pi" if run == "pi" else "\\infty")]
     if (after_word or low in SCALES or unit in UNITS and (len(unit) > 2 or unit in SURE_UNITS or after_space and unit in ("am", "pm"))
+            or after_space and unit in ("sq", "cu")
             or after_space and len(run) > 3 and run.islower() and list(run) != sorted(run)):  # not abcd
         return [("word", run)]
     return [("name", letter) for letter in run]
@@ -291,11 +317,13 @@ class Parser:
 
     def values(self):
         """1, 2 and 3"""
-        items = []
+        items, separators = [], set()
         while not items or self.next in (",", ";"):
-            while self.skip(",", ";"):
-                pass
+            while separator := self.skip(",", ";"):
+                separators.add(separator)
             items.append(self.relation())
+        if len(items) > 1 and "or" not in separators and all(kind(x) == "rel" and not {"=", "≈"} & {*x[1]} for x in items):
+            return ("both", *items)  # x > 1 and x < 2
         return items[0] if len(items) == 1 else ("list", *items)
 
     def relation(self):
@@ -323,27 +351,32 @@ class Parser:
 
     def unit(self, node):
         """The words after a value. Those of UNITS are kept, to tell 5 cm from 5 m; others (18 integers) say no more."""
-        phrase = ""
-        while self.next == "word" or phrase and self.next in ("/", "name"):
-            phrase += " " + self.take("word", "/", "name").lower()
-        if phrase and self.skip("^"):
-            phrase += f"^{self.argument()}"
-        first, _, rest = phrase.strip().partition(" ")
-        if first in SCALES:
-            node, phrase = ("*", node, Fraction(SCALES[first])), rest
-        found = re.fullmatch(r"\s*(?:(sq|square|cu|cubic)\.? )?([a-z.]+?)\.?(?:\^([23])| (squared|cubed))?", phrase)
-        name = found and (UNITS.get(found[2]) or UNITS.get(found[2].removesuffix("s")))
-        if not name or isinstance(node, tuple) and node[0] == "unit":
-            return node
-        power = next((p for p in (found[1], found[3], found[4]) if p), "1")
-        return ("unit", name + {"s": "2", "2": "2", "c": "3", "3": "3", "1": ""}[power[0]], node)
+        phrase = []
+        while self.next == "word" or phrase and self.next in ("/", "\\cdot", "^"):
+            if self.skip("^"):
+                phrase[-1] += str(self.argument())
+            elif not self.skip("/", "\\cdot"):
+                phrase += re.findall(r"[^\W\d]+(?:\^?\{?-?\d)?", self.take("word").lower().replace("mph", "miles per hour"))
+            elif self.next == "name":  # km/h
+                phrase.append(self.take("name").lower())
+        if SAYING & {*phrase}:
+            raise ValueError("words that say more than a unit")
+        while phrase and phrase[0] in SCALES:
+            node = ("*", node, Fraction(SCALES[phrase.pop(0)]))
+        if len(phrase) > 1 and phrase[0] in ("sq", "square", "cu", "cubic"):
+            phrase[:2] = [phrase[1] + ("2" if phrase[0][0] == "s" else "3")]
+        phrase = tuple(unit_name(word) for word in phrase if word not in ("per", "a", "an", "of", "the"))
+        return ("unit", node[1] + phrase, node[2]) if is_quantity(node) else ("unit", phrase, node) if phrase else node
 
     def sum(self):
         terms, sign = [], self.skip("+", "-", "\\pm", "\\mp")
         while True:
             term = self.term()
-            terms.append(negative(term) if sign == "-" else ("pm", 1, term) if sign == "\\pm" else
-                         ("pm", -1, term) if sign == "\\mp" else term)
+            if sign == "-" and terms and kind(term) == "set":  # R - {0}
+                terms[-1] = ("minus", terms[-1], term)
+            else:
+                terms.append(negative(term) if sign == "-" else ("pm", 1, term) if sign == "\\pm" else
+                             ("pm", -1, term) if sign == "\\mp" else term)
             if not (sign := self.skip("+", "-", "\\pm", "\\mp")):
                 return terms[0] if len(terms) == 1 else ("+", *terms)
 
@@ -353,6 +386,8 @@ class Parser:
         while True:
             if self.skip("/", "\\div"):
                 below.append(self.signed())
+                while isinstance(below[-1], str) and self.next == "name":  # t/RC is t/(RC)
+                    below.append(self.factor())
             elif self.skip("*", "\\cdot", "\\times"):
                 above.append(self.signed())
             elif self.next in FACTORS or self.next == "|" and not self.bars:
@@ -389,9 +424,11 @@ class Parser:
             if self.skip("^"):
                 node = ("^", node, self.argument())
             elif self.skip("!"):
+                if self.next == "!":
+                    raise ValueError("double factorial")
                 node = ("!", node)
-            elif sign := self.skip("%", "°"):
-                node = ("unit", "percent" if sign == "%" else "degree", node)
+            elif sign := self.skip("%", "°", "\\$"):
+                node = ("unit", ({"%": "percent", "°": "degree", "\\$": "dollar"}[sign],), node)
             else:
                 return node
 
@@ -453,28 +490,30 @@ class Parser:
             case "fn":
                 return self.function(text)
             case "\\$":
-                return ("unit", "dollar", self.signed())
+                return ("unit", ("dollar",), self.signed())
             case "begin":
                 return self.matrix(text)
         raise ValueError(f"unexpected {text}")
 
     def applied(self, name):
-        """A variable, or a function's value. f(x) is that, n(n+1) is a product: letters but f and g need a variable or 0."""
+        """A variable, or a function's value. f(x+1) and P(2) are that, n(n+1) and mg(h+1) are products."""
         if self.next == "(" and name not in CONSTANTS:
-            start = self.at
+            start, alone = self.at, self.at < 2 or self.tokens[self.at - 2][0] != "name"
             x = self.base()
-            if name[0] in "fgFG" or isinstance(x, str) or x == 0:
+            if name[0] in "fg" and alone or isinstance(x, (str, Fraction)):
                 return ("app", name, x)
             self.at = start
         return name
 
     def braces(self):
-        """{1, 2} or {x : x > 1}; in sets of sets and lengths, | has no third meaning."""
+        """{1, 2} or {x : x > 1}."""
         if self.skip("\\}"):
             return ("set",)
         self.bars += 1
         node = self.values()
         if self.skip("|", ":"):
+            if not (isinstance(node, str) or kind(node) == "rel" and node[1] == ("∈",) and node[3] == REALS):
+                raise ValueError("a set of terms")
             node = self.values()
         else:
             node = ("set", *both_signs(node))
@@ -524,6 +563,16 @@ class Parser:
 FACTORS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$", "\\frac", "\\binom", "\\lfloor", "\\lceil", "\\langle"}
 
 
+def unit_name(word):
+    """cm for centimeters, s2 for s^{-2}; other words without their plural s."""
+    found = re.fullmatch(r"([^\W\d]+)\W*(?:([23])|1)?", word)
+    if not found:
+        raise ValueError(f"{word} as a unit")
+    word, power = found[1], found[2] or ""
+    single = word.removesuffix("s")
+    return (UNITS.get(word) or UNITS.get(single) or single or word) + power
+
+
 def number(text):
     """Exact value of 12, .5, 4.5e-3 or 0.1\\overline{6}."""
     if text.isdigit():
@@ -559,6 +608,10 @@ def kind(x):
     if x == REALS:
         return "union"
     return "scalar" if not isinstance(x, tuple) or x[0] in SCALARS else x[0]
+
+
+def is_quantity(x):
+    return isinstance(x, tuple) and x[0] == "unit"
 
 
 def parts(x):
@@ -597,6 +650,8 @@ def negative(x):
 def product(factors):
     """Product of trees; a matrix takes the others into its entries."""
     matrices = [x for x in factors if kind(x) == "matrix"]
+    if len(factors) > 1 and any(kind(x) == "word" for x in factors):
+        raise ValueError("words in a formula")
     if len(matrices) == 1 and len(factors) > 1:
         others = [x for x in factors if kind(x) != "matrix"]
         return rebuilt(matrices[0], lambda x: product([*others, x]))
@@ -612,8 +667,13 @@ def both_signs(tree):
     def choose(x, sign):
         x = rebuilt(x, lambda part: choose(part, sign))
         return x if not isinstance(x, tuple) or x[0] != "pm" else x[2] if x[1] == sign else negative(x[2])
-    items = parts(tree) if kind(tree) == "list" else [tree]
-    return [y for x in items for y in dict.fromkeys((choose(x, 1), choose(x, -1)))]
+
+    def spread(x):
+        signs = {y[1] for y in nodes(x) if isinstance(y, tuple) and y[0] == "pm"}
+        if kind(x) == "tuple" and signs == {1}:  # (±3, ±2) is four points
+            return [(*x[:3], *entries) for entries in product_of(*map(spread, parts(x)))]
+        return [choose(x, 1), choose(x, -1)] if signs else [x]
+    return [y for x in (parts(tree) if kind(tree) == "list" else [tree]) for y in spread(x)]
 
 
 # ---- comparison by kind ------------------------------------------------------------------------------------------
@@ -623,18 +683,23 @@ def same(a, b):
     if a == b:
         return True
     kinds = {kind(a), kind(b)}
-    if kinds & {"union", "minus"}:
+    if kinds & {"union", "minus", "both"}:
         return same_regions(a, b)
     if kinds == {"rel"}:
         return same_relations(a, b)
-    if "rel" in kinds and "list" not in kinds:
-        return gives(a, b) if kind(a) == "rel" else gives(b, a)
-    if kinds & {"list", "set"} and "tuple" not in kinds:
-        return same_in_any_order(members(a), members(b))
+    if "rel" in kinds:
+        a, b = (a, b) if kind(a) == "rel" else (b, a)
+        return gives(a, b) if kind(b) != "list" or kind(a[-1]) in ("list", "set", "tuple") else False
     if kinds == {"tuple"}:
         return (a[1:3] == b[1:3] or len(a) > 5) and same_in_order(parts(a), parts(b))
     if kinds == {"tuple", "list"}:  # a tuple without its brackets
+        return ("(", ")") in (a[1:3], b[1:3]) and same_in_order(parts(a), parts(b))
+    if kinds == {"list"} and labels(a) != labels(b) and 0 in (labels(a), labels(b)):  # x = 2, y = 1 and 2, 1
         return same_in_order(parts(a), parts(b))
+    if kinds & {"list", "set"}:
+        return "tuple" not in kinds and same_in_any_order(members(a), members(b))
+    if is_quantity(a) or is_quantity(b):
+        return same_quantities(a, b)
     if kinds == {"matrix"}:
         return a[1] == b[1] and same_in_order(parts(a), parts(b))
     if kinds == {"tuple", "matrix"}:  # a vector as a row or column
@@ -643,9 +708,10 @@ def same(a, b):
     if kinds <= {"ratio", "scalar"} and "ratio" in kinds:
         if kinds == {"ratio"} and same_in_order(parts(a), parts(b)):
             return True
+        clock = all(kind(x) == "ratio" and isinstance(x[2], Fraction) and x[2] >= 10 for x in (a, b))  # 2:30 is not 1:15
         a, b = (("/", *parts(x)) if kind(x) == "ratio" and len(parts(x)) == 2 else x for x in (a, b))
-        return kind(a) == kind(b) == "scalar" and same_numbers(a, b)
-    return kinds == {"scalar"} and same_quantities(a, b)
+        return not clock and kind(a) == kind(b) == "scalar" and same_numbers(a, b)
+    return kinds == {"scalar"} and same_numbers(a, b)
 
 
 def same_in_order(xs, ys):
@@ -657,11 +723,23 @@ def same_in_any_order(xs, ys):
     if len(xs) != len(ys):
         return False
     for x in xs:
-        match = next((i for i, y in enumerate(ys) if same(x, y)), None)
+        match = next((i for i, y in enumerate(ys) if comparable(x, y) and same(x, y)), None)
         if match is None:
             return False
         del ys[match]
     return True
+
+
+def comparable(x, y):
+    """Without this, 0 or x > 3 couldn't be compared with x > 3 or 0: 0 is no set of reals."""
+    return kind(x) == kind(y) or "scalar" not in (kind(x), kind(y)) or (x if kind(y) == "scalar" else y)[1] in (("=",), ("≈",)) or \
+        "ratio" in (kind(x), kind(y))
+
+
+def labels(x):
+    """How many different names the equations of a list have: 2 for x = 1, y = 2; 0 if they are not all equations, or of one."""
+    names = [y[2] for y in parts(x) if kind(y) == "rel" and y[1] == ("=",)]
+    return len({*names}) if len(names) == len(parts(x)) and len({*names}) > 1 else 0
 
 
 def members(x):
@@ -686,7 +764,7 @@ def same_relations(a, b):
         functions = [x for x in (xs[0], ys[0]) if isinstance(x, tuple) and x[0] == "app"]
         if len(functions) == 2 and functions[0][1] == functions[1][1] :  # f(x) = 2x, f(t) = 2t
             return same(renamed(xs[1], xs[0][2], "#"), renamed(ys[1], ys[0][2], "#"))
-        if functions and "y" in (xs[0], ys[0]):                                               # f(x) = 2x, y = 2x
+        if functions and "y" in (xs[0], ys[0]) and isinstance(functions[0][2], str):          # f(x) = 2x, y = 2x
             return same(xs[1], ys[1])
     if ops == qs and ops[0] in "=≠<≤" and len(xs) == len(ys) == 2 and {*map(kind, xs), *map(kind, ys)} == {"scalar"}:
         if proportional(("+", xs[0], negative(xs[1])), ("+", ys[0], negative(ys[1])), positive=ops[0] in "<≤"):
@@ -697,21 +775,31 @@ def same_relations(a, b):
 def gives(relation, x):
     """Is x what a relation states: 5 of x = 10/2 = 5, 2/3 or 0.67 of 2/3 ≈ 0.67, (3, ∞) of x > 3?"""
     _, ops, *sides = relation
-    if set(ops) <= {"=", "≈"}:
-        if not is_name(sides[0]) and is_name(sides[-1]):  # 5 = x
-            sides.reverse()
-        exact = sides[ops.index("≈")] if "≈" in ops else sides[-1]
-        stated = is_name(sides[0]) or all(kind(side) == "scalar" and not variables(side) for side in sides)
-        return stated and (same(sides[-1], x) or same(exact, x))
-    return same_regions(relation, x)
+    if ops == ("∈",):
+        return same(sides[1], x)
+    if not set(ops) <= {"=", "≈"}:
+        return same_regions(relation, x)
+    if not is_name(sides[0]) and is_name(sides[-1]):  # 5 = x
+        sides.reverse()
+    exact, last = sides[ops.index("≈")] if "≈" in ops else sides[-1], sides[-1]
+    if not is_name(sides[0]) and any(kind(side) != "scalar" or variables(side) for side in sides):
+        return False  # 2x + z = 1
+    return same(exact, x) or (exact == sides[0] and is_name(exact) or near(exact, last)) and same(last, x)
+
+
+def near(a, b):
+    """May b stand for a after ≈?"""
+    x, y = (inexact(evaluate(side, Point(0))) for side in (a, b))
+    return abs(x - y) <= abs(x) / 20
 
 
 def is_name(x):
-    """The left side of x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), dy/dx = 3: letters without a number."""
+    """The left side of x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), m + n = 113, dy/dx = 3: letters without a number."""
     if isinstance(x, str):
         return x not in CONSTANTS
-    return isinstance(x, tuple) and (x[0] in ("app", "word") or x[0] in ("*", "/", "tuple") and all(map(is_name, parts(x)))
-                                     or x[0] == "^" and is_name(x[1]))
+    return kind(x) in ("word",) or isinstance(x, tuple) and (
+        x[0] == "app" or x[0] in ("*", "/", "+", "neg", "tuple", "ratio", "matrix") and all(map(is_name, parts(x)))
+        or x[0] == "fn" and x[1] != "root" and all(map(is_name, parts(x))) or x[0] == "^" and x[1] in ("f", "g") and x[2] == -1)
 
 
 def renamed(x, old, new):
@@ -756,6 +844,14 @@ def place(x):
     return float(inexact(evaluate(x, Point(1))).real)
 
 
+def overlap(one, other):
+    """What two intervals share, or None."""
+    low, has_low = max((one[:2], other[:2]), key=lambda end: (place(end[0]), not end[1]))
+    high, has_high = min((one[2:], other[2:]), key=lambda end: (place(end[0]), end[1]))
+    empty = place(low) > place(high) or place(low) == place(high) and not (has_low and has_high)
+    return None if empty else (low, has_low, high, has_high)
+
+
 def intervals(x):
     match forwards(x) if kind(x) == "rel" else x:
         case str() if x == REALS:
@@ -764,15 +860,20 @@ def intervals(x):
             yield (low, left == "[", high, right == "]")
         case ("set", *points):
             yield from ((p, True, p, True) for p in points)
-        case ("union" | "list", *pieces):
+        case ("union", *pieces) | ("list", *pieces) if x[0] == "union" or all(kind(piece) == "rel" for piece in pieces):
             for piece in pieces:
                 yield from intervals(piece)
+        case ("both", first, *pieces):
+            met = list(intervals(first))
+            for piece in pieces:
+                met = [both for one in met for other in intervals(piece) if (both := overlap(one, other))]
+            yield from met
         case ("minus", whole, ("set", *points)):
             rest = list(intervals(whole))
             for p in points:
                 rest = [piece for low, a, high, b in rest for piece in (
                     ((low, a, p, False), (p, False, high, b)) if place(low) < place(p) < place(high) else
-                    ((low, a and not same(low, p), high, b and not same(high, p)),))]
+                    ((low, a and place(low) != place(p), high, b and place(high) != place(p)),))]
             yield from rest
         case ("rel", ("∈",), _, whole):
             yield from intervals(whole)
@@ -780,6 +881,11 @@ def intervals(x):
             yield from intervals(("minus", REALS, ("set", p)))
         case ("rel", ("=",), name, p) if is_name(name):
             yield (p, True, p, True)
+        case ("rel", ("<" | "≤" as op,), ("fn", "abs", name), high) if is_name(name):
+            yield (negative(high), op == "≤", high, op == "≤")
+        case ("rel", ("<" | "≤" as op,), low, ("fn", "abs", name)) if is_name(name):
+            yield (negative(INFINITY), False, negative(low), op == "≤")
+            yield (low, op == "≤", INFINITY, False)
         case ("rel", ("<" | "≤" as op,), name, high) if is_name(name):
             yield (negative(INFINITY), False, high, op == "≤")
         case ("rel", ("<" | "≤" as op,), low, name) if is_name(name):
@@ -794,23 +900,25 @@ def intervals(x):
 
 MP = mpmath.mp.clone()               # a context of our own: nobody else's precision is touched
 PRECISIONS = ((40, 20), (500, 450))  # (digits computed with, digits that must agree)
-MAX_BITS = 20_000                    # of exact integers; larger ones are rounded
+MAX_BITS = 100_000                   # of exact integers; larger ones are rounded
 CONSTANTS = {"e": lambda: +MP.e, "i": lambda: MP.j, "\\pi": lambda: +MP.pi, INFINITY: lambda: MP.inf}
 
 
 class Point(NamedTuple):
     """Where formulas are evaluated: it gives every variable a value."""
-    index: int            # of a number of random points; every third is negative
+    index: int            # of a number of random points; of four, the third is negative
     whole: bool = False   # variables are positive integers: formulas with n! or floors hold for these
     log10: bool = False   # log without a base is log10, not ln
 
 
 def same_quantities(a, b):
-    """Scalars with their units. A unit may be left off; 50% is 50 and 0.5, and 90 degrees are 90 and pi/2."""
-    (a_unit, x), (b_unit, y) = ((n[1], n[2]) if isinstance(n, tuple) and n[0] == "unit" else ("", n) for n in (a, b))
-    if a_unit and b_unit and a_unit != b_unit:
-        return False
-    return same_numbers(x, y) or a_unit != b_unit and (a_unit or b_unit) in ("degree", "percent") and same_numbers(a, b)
+    """Values of which at least one has a unit. One may leave it off; two must have the same, or where not all their words are
+    units, one the words of the other: 3 right triangles, 3 triangles. 50% is 50 and 0.5, and 90 degrees are 90 and pi/2."""
+    (one, x), (other, y) = ((n[1], n[2]) if is_quantity(n) else ((), n) for n in (a, b))
+    if one and other:
+        known = {*UNITS.values()}.issuperset(word.rstrip("23") for word in one + other)
+        return ({*one} == {*other} if known else {*one} <= {*other} or {*other} <= {*one}) and same(x, y)
+    return same(x, y) or (one + other)[0] in ("degree", "percent") and kind(x) == kind(y) == "scalar" and same_numbers(a, b)
 
 
 def same_numbers(a, b):
@@ -820,16 +928,16 @@ def same_numbers(a, b):
     free = variables(a) | variables(b)
     used = {x[:2] if x[0] == "fn" else x[0] for tree in (a, b) for x in nodes(tree) if isinstance(x, tuple)}
     discrete = bool(free) and bool(used & {"!", ("fn", "binom"), ("fn", "floor"), ("fn", "ceil")})
-    whole = discrete and not any(x[0] in "xyztuvw" for x in free)
+    real = not discrete or any(x[0] in "xyztuvw" for x in free)
+    points = [Point(i) for i in (range(4) if free else range(1))] * real + [Point(i, whole=True) for i in range(12)] * discrete
     tiny = used <= {"*", "/", "^", "neg", "!", "unit", ("fn", "root"), ("fn", "binom"), ("fn", "abs")}
-    points = range(12) if discrete else range(3) if free else (0,)
-    return any(all(same_at(a, b, Point(i, whole, log10), tiny) for i in points)
+    return any(all(same_at(a, b, point._replace(log10=log10), tiny) for point in points)
                for log10 in ((False, True) if ("fn", "log") in used else (False,)))
 
 
 def same_at(a, b, point, tiny):
     """tiny: small numbers are meant to be small, as there is no sum whose digits can have cancelled."""
-    negative_point = point.index % 3 == 2 and not point.whole  # doesn't count where it makes ln(x) or sqrt(x) complex
+    negative_point = point.index == 2 and not point.whole  # doesn't count where it leaves ln(x) and sqrt(x) without a real value
     for MP.dps, digits in PRECISIONS:
         try:
             x, y = evaluate(a, point), evaluate(b, point)
@@ -840,11 +948,15 @@ def same_at(a, b, point, tiny):
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             return x == y
         Work.inexact += 1
-        if negative_point and (inexact(x).imag or inexact(y).imag):
+        if negative_point and not is_real(x) and not is_real(y):
             return True
         if not close(x, y, digits, tiny):
             return False
     return True
+
+
+def is_real(x):
+    return isinstance(x, Fraction) or abs(x.imag) <= abs(x.real) * MP.mpf(10) ** -20
 
 
 def close(x, y, digits, tiny=False):
@@ -859,7 +971,7 @@ def proportional(f, g, positive):
     if not variables(f) or not variables(g):
         return False
     MP.dps, digits = PRECISIONS[-1]
-    (f0, g0), *values = [(evaluate(f, Point(i)), evaluate(g, Point(i))) for i in (0, 1, 3, 4)]
+    (f0, g0), *values = [(evaluate(f, Point(i)), evaluate(g, Point(i))) for i in (0, 1, 2, 3, 6)]
     if f0 == 0 or g0 == 0 or positive and (inexact(f0) / inexact(g0)).real < 0:
         return False
     return all(times(x, g0) == times(y, f0) or close(times(x, g0), times(y, f0), digits) for x, y in values)
@@ -879,7 +991,8 @@ def evaluate(x, point):
             return function(name, [evaluate(a, point) for a in args], point)
         case ("unit", unit, a):
             value = evaluate(a, point)
-            return times(value, Fraction(1, 100)) if unit == "percent" else times(value, MP.pi / 180) if unit == "degree" else value
+            scale = {("percent",): Fraction(1, 100), ("degree",): MP.pi / 180}
+            return times(value, scale.get(unit, Fraction(1)))
     if kind(x) != "scalar":
         raise ValueError(f"{x[0]} has no value")
     values = [evaluate(a, point) for a in x[1:]]
@@ -901,10 +1014,14 @@ def evaluate(x, point):
 
 @lru_cache(4096)
 def variable(name, point):
-    """A random value that depends on name and point only: in (0.1, 0.9), (1.1, 2.9), (-2.9, -1.1), or a positive integer."""
+    """A random value that depends on name and point only: in (0.1, 0.9), (1.1, 2.9), (-2.9, -1.1), (4, 40); or whole.
+    What has a subscript or is no plain letter is taken to be positive: r_0, \\omega."""
     rng = random.Random(f"{name} {point.index}")
-    low, high = ((1, 9), (11, 29), (-29, -11))[point.index % 3]
-    return Fraction(rng.randint(2, 40)) if point.whole else Fraction(rng.randint(low << 30, high << 30), 10 << 30)
+    if point.whole:
+        return Fraction(rng.randint(2, 40))
+    low, high = ((1, 9), (11, 29), (-29, -11), (40, 400))[point.index % 4]
+    value = Fraction(rng.randint(low << 30, high << 30), 10 << 30)
+    return value if len(name) == 1 else abs(value)
 
 
 def inexact(x):
@@ -913,7 +1030,9 @@ def inexact(x):
 
 def fit(x):
     """Exact as long as that is cheap."""
-    return x if max(x.numerator.bit_length(), x.denominator.bit_length()) <= MAX_BITS else inexact(x)
+    bits = max(x.numerator.bit_length(), x.denominator.bit_length())
+    Work.spend(bits >> 8)
+    return x if bits <= MAX_BITS else inexact(x)
 
 
 def plus(a, b):
@@ -938,26 +1057,28 @@ def power(a, b):
         if abs(a) == 1:
             return a ** int(b % 2)
         if abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) <= MAX_BITS:
-            return a ** int(b)
+            return fit(a ** int(b))
     Work.spend(30)
     x, y = inexact(a), inexact(b)
-    if isinstance(b, Fraction) and b.denominator % 2 and not x.imag and x < 0:  # (-8)^(1/3) is the real root
-        return power(-x, b) * (-1) ** (b.numerator % 2)
+    if isinstance(b, Fraction) and b.denominator % 2 and not x.imag and x.real < 0:  # (-8)^(1/3) is the real root
+        return power(-x.real, b) * (-1) ** (b.numerator % 2)
     if x != 0 and not MP.isinf(x) and not MP.isinf(y):
         limited(limited(y, 60) * MP.mag(x), 24)
     return MP.power(x, y)
 
 
 def function(name, args, point):
-    Work.spend(300 if name in ("!", "binom") else 30)
     x, y = (*args, None)[:2]
-    whole = all(isinstance(a, Fraction) and a.denominator == 1 and 0 <= a <= 2000 for a in args)
+    whole = all(isinstance(a, Fraction) and a.denominator == 1 and abs(a) <= 5000 for a in args)
+    Work.spend(300 if name in ("!", "binom") and not whole else 30)
     if name == "abs":
         return abs(x)
     if name == "!":
+        if whole and x < 0:
+            return MP.inf  # so that n! / (n - 5)! is 0 for n = 3
         return fit(Fraction(integers.factorial(int(x)))) if whole else MP.gamma(limited(inexact(x), 24) + 1)
     if name == "binom":
-        return fit(Fraction(integers.comb(int(x), int(y)))) if whole else MP.binomial(limited(inexact(x), 24), limited(inexact(y), 24))
+        return fit(Fraction(integers.comb(int(x), int(y)))) if whole and x >= 0 and y >= 0 else MP.binomial(limited(inexact(x), 24), limited(inexact(y), 24))
     if name in ("floor", "ceil"):
         return Fraction(getattr(integers, name)(x)) if isinstance(x, Fraction) else getattr(MP, name)(limited(x, 1000))
     if name == "root":

@@ -35,7 +35,7 @@ def test_arithmetic_data(base):
     for row in train + test:
         a, b = row["prompt"].removesuffix("=?\n").split("+")
         assert int(row["answer"]) == int(a) + int(b)
-    assert grade(test, [r["solution"] for r in test], [True] * len(test)) == [1.0] * len(test)
+    assert grade(test, [r["solution"] for r in test], [True] * len(test)).rewards == [1.0] * len(test)
     assert len({int(r["answer"]) % 10 for r in test}) == len({int(r["answer"]) % 10 for r in train}) == 10
 
 

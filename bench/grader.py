@@ -1,0 +1,114 @@
+r"""How fast and how right reward.py is, beside Math-Verify and beside sympy in the place of step 4, in one process of one run.
+
+    python bench/grader.py [data folder]        # about five minutes; the pairs are those of tests/pairs.py
+"""
+import logging
+import os
+import signal
+import statistics
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO), str(REPO / "tests")]
+
+logging.disable(logging.WARNING)  # Math-Verify's, about timeouts
+
+import pairs  # noqa: E402
+import reward  # noqa: E402
+
+
+def timed(function, *args):
+    """(result, milliseconds)"""
+    start = time.perf_counter()
+    result = function(*args)
+    return result, 1000 * (time.perf_counter() - start)
+
+
+def as_sympy(x):
+    """A scalar tree as a sympy expression. Raises ValueError on what the comparison doesn't need."""
+    import sympy
+    if isinstance(x, Fraction):
+        return sympy.Rational(x.numerator, x.denominator)
+    if isinstance(x, str):
+        known = {"e": sympy.E, "i": sympy.I, "\\pi": sympy.pi, "\\infty": sympy.oo}
+        return known.get(x) or sympy.Symbol(x.strip("\\"), positive=True)
+    if x[0] == "fn":
+        args = list(map(as_sympy, x[2:]))
+        if x[1] == "root":
+            return args[0] ** (1 / args[1])
+        names = {"ln": "log", "log": "log", "floor": "floor", "ceil": "ceiling", "binom": "binomial", "abs": "Abs"}
+        return getattr(sympy, names.get(x[1], x[1].replace("arc", "a")))(*args)
+    if x[0] == "app":
+        return sympy.Symbol(f"{x[1]}({x[2]})", positive=True)
+    if x[0] == "unit":
+        return as_sympy(x[2]) * (sympy.pi / 180 if x[1] == "degree" else sympy.Rational(1, 100) if x[1] == "percent" else 1)
+    a, *rest = map(as_sympy, x[1:])
+    if x[0] == "^":
+        return a ** rest[0]
+    return {"+": sympy.Add, "*": sympy.Mul, "/": lambda a, b: a / b, "neg": lambda a: -a, "!": sympy.factorial}[x[0]](a, *rest)
+
+
+def by_sympy(prediction, answer):
+    """Does sympy find that the difference is 0? None if it took more than 5 seconds."""
+    import sympy
+
+    def stop(*_):
+        raise TimeoutError
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(5)
+    try:
+        return sympy.simplify(as_sympy(prediction) - as_sympy(answer)) == 0
+    except TimeoutError:
+        return None
+    finally:
+        signal.alarm(0)
+
+
+def main():
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO.parent / "shared" / "data"
+    built = pairs.pairs(folder)
+    pairs.math_verify("1", "1")  # its imports
+    ours, theirs, inexact = [], [], []
+    for name, prediction, answer, equal in built:
+        reward.Work.inexact = 0
+        ours.append(timed(reward.is_equivalent, prediction, answer))
+        if reward.Work.inexact:
+            inexact.append((prediction, answer, equal))
+        theirs.append(timed(pairs.math_verify, prediction, answer))
+    print(f"{len(built):,} pairs of final answers\n{'':<14}{'right':>9}{'wrong taken':>13}{'median ms':>11}{'mean ms':>9}{'max ms':>9}")
+    for label, results in (("reward.py", ours), ("Math-Verify", theirs)):
+        times = [ms for _, ms in results]
+        right = sum(verdict == pair[3] for (verdict, _), pair in zip(results, built)) / len(built)
+        taken = sum(verdict and not pair[3] for (verdict, _), pair in zip(results, built))
+        print(f"{label:<14}{right:>9.3%}{taken:>13}{statistics.median(times):>11.3f}{statistics.mean(times):>9.3f}{max(times):>9.1f}")
+    print(f"mean: reward.py is {statistics.mean(ms for _, ms in theirs) / statistics.mean(ms for _, ms in ours):.0f} times faster")
+
+    scalars = []
+    for prediction, answer, equal in inexact:
+        x, y = reward.parse(reward.clean(prediction)), reward.parse(reward.clean(answer))
+        if reward.kind(x) == reward.kind(y) == "scalar":
+            scalars.append((x, y, equal))
+    print(f"\n{len(inexact):,} of them needed digits; {len(scalars):,} of those are one number or formula each. There:")
+    by_sympy(Fraction(1), Fraction(2))
+    for label, judge in (("digits", lambda x, y: (setattr(reward.Work, "left", reward.budget), reward.same(x, y))[1]), ("sympy", by_sympy)):
+        results = [timed(judge, x, y) for x, y, _ in scalars]
+        times = [ms for _, ms in results]
+        print(f"{label:<14}{sum(bool(v) == p[2] for (v, _), p in zip(results, scalars)) / len(scalars):>9.3%} right, "
+              f"{sum(v is None for v, _ in results)} gave up after 5 s, median {statistics.median(times):.2f} ms, mean {statistics.mean(times):.2f} ms")
+
+    some = built[::len(built) // 5000][:5000]
+    rows, texts = [{"task": "math", "answer": answer} for _, _, answer, _ in some], [f"{'so ' * 500}\\boxed{{{p}}}" for _, p, _, _ in some]
+    reward.grade(rows[:100], texts[:100], [True] * 100)
+    graded, ms = timed(reward.grade, rows, texts, [True] * 5000)
+    print(f"\n5,000 responses in a batch: {ms / 1000:.2f} s in {min(16, os.cpu_count())} processes; {sum(graded.inexact) / 50:.1f}% needed digits, "
+          f"{sum(graded.timed_out)} ran out of time")
+    from test_reward import HOSTILE
+    worst = max((timed(reward.is_equivalent, text, other)[1], text[:30]) for text in HOSTILE for other in ("1", text + "1", "\\frac12 " + text[:9000]))
+    print(f"worst hostile input: {worst[0]:.0f} ms ({worst[1]!r} ...)")
+
+
+if __name__ == "__main__":
+    main()
