@@ -158,8 +158,8 @@ def print_table(names, all_results):
                 cells.append(f"{value['value']:.3f} [{low:.3f}, {high:.3f}]" if key.startswith("kl") else
                              f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]")
             else:
-                cells.append({"cut_short": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}", "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
-                             .get(key, "{}").format(value))
+                cells.append({"cut_short": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}",
+                              "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}.get(key, "{}").format(value))
         print(f"{key.replace('_', ' '):<22}" + "".join(f"{cell:>{max(width, 24)}}" for cell in cells))
 
 

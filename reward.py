@@ -106,7 +106,8 @@ def start_grading(rows, texts, finished):
     def wait():
         graded = Graded(*([entry[i] for entry in (future.result() for future in futures)] for i in range(3)))
         if any(graded.timed_out):
-            print(f"warning: {sum(graded.timed_out)} of {len(futures)} answers took over {answer_limit:g} s to grade; they count as wrong")
+            print(f"warning: {sum(graded.timed_out)} of {len(futures)} answers took over {answer_limit:g} s to grade and count "
+                  "as wrong")
         return graded
     return wait
 
@@ -123,7 +124,8 @@ Own = threading.local()
 def grade_one(*request):
     """(reward, inexact, timed out) from this thread's process, which is started if it isn't there."""
     if not hasattr(Own, "process"):
-        Own.process = subprocess.Popen([sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        Own.process = subprocess.Popen([sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE)
     try:
         Own.process.stdin.write(json.dumps(request).encode() + b"\n")
         Own.process.stdin.flush()
@@ -210,41 +212,42 @@ def is_equivalent(prediction, answer):
 # ---- text --------------------------------------------------------------------------------------------------------
 
 UNICODE = str.maketrans({
-    "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "\\div ", "°": "^\\circ ", "π": "\\pi ",
-    "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∪": "\\cup ",
-    "∈": "\\in ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ",
-    "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ", "φ": "\\phi ", "ℝ": "\\mathbb{R} ", "½": "\\frac12 ",
-    "¼": "\\frac14 ", "¾": "\\frac34 ", "⅓": "\\frac13 ", "⅔": "\\frac23 ", "º": "^\\circ ", "˚": "^\\circ ", "∙": "\\cdot ", "′": "'", "’": "'", "“": "", "”": "", "€": "", "£": "",
-    "\u00a0": " ", "\u2009": " ", "\u202f": " "})
+    "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "\\div ", "°": "^\\circ ",
+    "º": "^\\circ ", "˚": "^\\circ ", "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ",
+    "≈": "\\approx ", "∪": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "π": "\\pi ",
+    "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ",
+    "φ": "\\phi ", "ℝ": "\\mathbb{R} ", "½": "\\frac12 ", "¼": "\\frac14 ", "¾": "\\frac34 ", "⅓": "\\frac13 ",
+    "⅔": "\\frac23 ", "′": "'", "’": "'", "“": "", "”": "", "€": "", "£": ""})
 SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
 FUNCTIONS = "arcsin arccos arctan arccot sinh cosh tanh sin cos tan cot sec csc log ln lg exp sqrt".split()
 
 
 def compiled(*spellings):
     """[(pattern, replacement)] of pairs in turn. @ in a pattern: here the command ends."""
-    return [(re.compile(old.replace("@", "(?![a-zA-Z])")), new) for old, new in zip(spellings[::2], spellings[1::2], strict=True)]
+    return [(re.compile(old.replace("@", "(?![a-zA-Z])")), new) for old, new in zip(spellings[::2], spellings[1::2])]
 
 
 LATEX = compiled(
     r"^\\(?:boxed|fbox)\s*\{(.*)\}$", r"\1", r"\\(?:[dtcs]|nice)frac@", r"\\frac", r"\\[dt]binom@", r"\\binom",
-    r"\\frac\s*\{(\\(?:text|mathrm)\{[^{}]*\})\}\s*\{(\\(?:text|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?)\}", r"\1/\2",   # m/s
+    r"\\frac\s*\{(\\(?:text|mathrm)\{[^{}]*\})\}\s*\{(\\(?:text|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?)\}", r"\1/\2",     # m/s
     r"\{([^{}]*)\\over@([^{}]*)\}", r"\\frac{\1}{\2}", r"\{([^{}]*)\\choose@([^{}]*)\}", r"\\binom{\1}{\2}",
-    r"(?<=\d)\s*(?:\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\!)\s*(?=\d{3}(?!\d))", "",               # 1\!,\!234 1\,234
-    r"\\\\\s*\[[\d.]+ *[a-z]+\]", r"\\\\",                                                     # rows with \\[2pt] between
+    r"(?<=\d)\s*(?:\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\!)\s*(?=\d{3}(?!\d))", "",             # 1\!,\!234 1\,234
+    r"\\\\\s*\[[\d.]+ *[a-z]+\]", r"\\\\",                                                   # rows with \\[2pt] between
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|underline|rm|bf|it)@", "",
     r"\\phantom\s*(?:\{[^{}]*\}|.)", "", r"(?<!\\)\\[,;:! \n]|\\q?quad@|\\hspace\{[^{}]*\}", " ", r"\\[()]|(?<!\\)\\[\[\]]", "",
     r"\^\s*\{?\s*\\(?:circ|degree)@\s*\}?|\\degree@", "°", r"\^\s*\{?\s*\\prime@\s*\}?", "'", r"\\%", "%",
     rf"\\(?:operatorname|mathrm|text)\s*\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r"\\\1 ",
     r"\\(?:math(?:bf|it|sf|normal)|boldsymbol|bm)\s*(?=\{[^{}]*[\d\\(])", "", r"\\[lr]?vert@|\\mid@", "|",
-    r"\\lbrace@", r"\\{", r"\\rbrace@", r"\\}", r"\\(?:varnothing|emptyset)@", r"\\{\\}", r"\\in@", "∈", r"\\(?:approx|simeq)@", "≈",
-    r"\\lt@", "<", r"\\gt@", ">", r"\\le(?:qslant|qq|q)?@", "≤", r"\\ge(?:qslant|qq|q)?@", "≥", r"\\neq?@", "≠", r"\\equiv@", "=",
-    r"\\bigcup@", r"\\cup", r"\\(?:lor|vee)@", " or ", r"\\(?:land|wedge)@", " and ",
-    r",? *(?:\\text\{ *)?(?:for|where) (?:all|every|any)\b.*$|, *[a-z] *∈ *\\mathbb *\{?[ZN]\}?$", "")          # f(x) = 2x for all x
+    r"\\lbrace@", r"\\{", r"\\rbrace@", r"\\}", r"\\(?:varnothing|emptyset)@", r"\\{\\}", r"\\in@", "∈",
+    r"\\lt@", "<", r"\\gt@", ">", r"\\le(?:qslant|qq|q)?@", "≤", r"\\ge(?:qslant|qq|q)?@", "≥", r"\\neq?@", "≠",
+    r"\\equiv@", "=", r"\\(?:approx|simeq)@", "≈", r"\\bigcup@", r"\\cup",
+    r"\\(?:lor|vee)@", " or ", r"\\(?:land|wedge)@", " and ",
+    r",? *(?:\\text\{ *)?(?:for|where) (?:all|every|any)\b.*$|, *[a-z] *∈ *\\mathbb *\{?[ZN]\}?$", "")     # for all x
 OTHERS = compiled(
-    r"(?<!\\)\$", "", r"[~ ]+", " ", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "",                       # 1{,}234
-    r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda found: found[0].replace(" ", ""),          # 1 234
-    r"<=", "≤", r">=", "≥", r"!=", "≠", r"\*\*", "^", r"\bnp\.", "", r"\b([apAP])\. ?([mM])\b\.?", r"\1\2", r"\b(sq|cu)\.", r"\1",
-    r"° ?[CF]\b", "°", r"\((\d[\dA-Z.]*)\)(?=_)", r"\1", r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ")
+    r"(?<!\\)\$", "", r"[~ ]+", " ", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "",                      # 1{,}234
+    r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda found: found[0].replace(" ", ""),        # 1 234
+    r"<=", "≤", r">=", "≥", r"!=", "≠", r"\*\*", "^", r"\bnp\.", "", r"\b([apAP])\. ?([mM])\b\.?", r"\1\2",
+    r"\b(sq|cu)\.", r"\1", r"° ?[CF]\b", "°", r"\((\d[\dA-Z.]*)\)(?=_)", r"\1", r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ")
 DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
 TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 MEANINGS = {("no solution",): "\\{\\}", ("no solutions",): "\\{\\}", ("empty set",): "\\{\\}", ("infinity",): "\\infty",
@@ -276,8 +279,8 @@ def words(text):
         return None, False
     items = [re.sub(r"^(?:a|an|the|option|choice|answer) ", "", " ".join(re.findall(r"[a-z']+", item)))
              for item in re.split(r"[,&]|\band\b|\bor\b", bare.lower())]
-    is_text = bare != text and "\\mathrm" not in text or bool(re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)) and bare not in FUNCTIONS
-    return tuple(sorted(item for item in items if item)), is_text
+    is_text = bare != text and "\\mathrm" not in text or re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)
+    return tuple(sorted(item for item in items if item)), bool(is_text) and bare not in FUNCTIONS
 
 
 def choice(text):
@@ -299,20 +302,21 @@ circ star partial nabla perp parallel sum prod int lim max min""".split()
 UNITS = {alias: names.split()[0] for names in """mm millimeter millimetre|cm centimeter centimetre|m meter metre
 km kilometer kilometre|inch inches in|foot feet ft|yard yd|mile mi|second sec s|minute min|hour hr h|day|week|month|year yr
 mg milligram|gram gm g|kilogram kg|pound lb|ounce oz|ton|liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro
-degree|percent percentage pct|radian rad|mph|am|pm|nm|ev|hz|mol|unit|j|n|w|v|a|k|c""".replace("\n", "|").split("|") for alias in names.split()}
+degree|percent percentage pct|radian rad|mph|am|pm|nm|ev|hz|mol|unit|j|n|w|v|a|k|c""".replace("\n", "|").split("|")
+    for alias in names.split()}
 SURE_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz"}  # the other short ones may be products: 3 mg
-SAYING = set("""squared cubed factorial half halves third thirds quarter quarters fourth fourths plus minus times less more than not no
-is are does if when where for mod except wrong""".split())  # words that change a value, unlike units and what is counted
+SAYING = set("""squared cubed factorial half halves third thirds quarter quarters fourth fourths plus minus times less more than
+not no is are does if when where for mod except wrong""".split())  # words that change a value, unlike units and what is counted
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?")
 TOKEN = re.compile(rf"""(?P<text>{TEXT.pattern})
-|(?P<based>(?:(?:\d+(?:\.\d+)?|\.\d+)_\{{?\(?\d+\)?\}}?|\d[\dA-F]*_\{{?1[1-6]\}}?))                                              # 12_5
-|(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))(?:[eE][+-]?\d+|\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)          # 1.5 3e8 0.1\overline{{6}}
+|(?P<based>(?:\d+(?:\.\d+)?|\.\d+)_\{{?\(?\d+\)?\}}?|\d[\dA-F]*_\{{?1[1-6]\}}?)                     # 12_5 1A_{{11}}
+|(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))(?:[eE][+-]?\d+|\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)
 |(?P<begin>\\begin\{{\w+\*?\}}(?:\{{[lcr|\s]*\}})?)|(?P<end>\\end\{{\w+\*?\}})|(?P<rel>[=<>≤≥≠≈∈])
 |(?P<fn>\\?(?:{"|".join(FUNCTIONS)})(?![a-z]{{2}}))|(?P<letters>[a-zA-Z]{{2,}}(?![_'a-zA-Z]))
-|(?P<name>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])|[a-zA-Z]
-   |\\(?:angle|triangle)\s*[A-Z](?:\s*[A-Z])*|\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|math(?:bf|bb|cal|it)|boldsymbol)\s*(?:\{{[^{{}}]*\}}|\w))
-   (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\w|\\[a-zA-Z]+)|')*)                                # x_{{1}} y' \vec{{v}}
+|(?P<name>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])|[a-zA-Z]|\\(?:angle|triangle)\s*[A-Z](?:\s*[A-Z])*
+   |\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|math(?:bf|bb|cal|it)|boldsymbol)\s*(?:\{{[^{{}}]*\}}|\w))
+   (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\w|\\[a-zA-Z]+)|')*)                                     # x_{{1}} y' \vec{{v}}
 |(?P<other>\\[a-zA-Z]+|\\.|\S)""", re.VERBOSE)
 
 
@@ -332,8 +336,8 @@ def tokenize(text, thousands):
                 depth += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
                 tokens.append((token, token))
             elif name == "name":
-                head, _, subscript = re.sub(r"\\(?:text|mathrm)@|[{}\s]".replace("@", "(?![a-zA-Z])"), "", token).partition("_")
-                tokens.append((name, head + "_" * bool(subscript) + subscript.replace("\\", "")))
+                head, *subscript = re.sub(r"\\(?:text|mathrm)(?![a-zA-Z])|[{}\s]", "", token).split("_", 1)
+                tokens.append((name, head + "".join("_" + part.replace("\\", "") for part in subscript)))
             else:
                 tokens.append((name, token.lstrip("\\") if name == "fn" else token))
         at = found.end() if found else at + 1
@@ -361,11 +365,9 @@ def letter_tokens(run, after_space, after_word):
         return [(",", run)]
     if run == "pi" or low in ("inf", "infinity"):
         return [("name", "\\pi" if run == "pi" else "\\infty")]
-    if (after_word or low in SCALES or unit in UNITS and (len(unit) > 2 or unit in SURE_UNITS or after_space and unit in ("am", "pm"))
-            or after_space and unit in ("sq", "cu")
-            or after_space and len(run) > 3 and run.islower() and list(run) != sorted(run)):  # not abcd
-        return [("word", run)]
-    return [("name", letter) for letter in run]
+    is_unit = unit in UNITS and len(unit) > 2 or unit in SURE_UNITS or after_space and unit in ("am", "pm", "sq", "cu")
+    is_word = after_space and len(run) > 3 and run.islower() and list(run) != sorted(run)  # not abcd
+    return [("word", run)] if after_word or low in SCALES or is_unit or is_word else [("name", letter) for letter in run]
 
 
 # ---- parser ------------------------------------------------------------------------------------------------------
@@ -647,7 +649,8 @@ class Parser:
         return ("matrix", len(rows[0]), *(x for row in rows for x in row))
 
 
-FACTORS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$", "\\frac", "\\binom", "\\lfloor", "\\lceil", "\\langle"}
+FACTORS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$", "\\frac", "\\binom", "\\lfloor", "\\lceil",
+           "\\langle"}
 
 
 def unit_name(word):
@@ -686,7 +689,7 @@ def based(text):
 # ---- trees -------------------------------------------------------------------------------------------------------
 
 SCALARS = {"+", "neg", "*", "/", "^", "!", "fn", "app", "unit", "pm"}
-HEAD = {"tuple": 3, "base": 3, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2, "rel": 2, "matrix": 2}  # entries that aren't trees
+HEAD = {"tuple": 3, "base": 3, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2, "rel": 2, "matrix": 2}  # entries, not trees
 REALS, INFINITY = "\\mathbbR", "\\infty"
 
 
@@ -964,7 +967,8 @@ def solved(x):
         case ("rel", ("<" | "≤" as op,), ("fn", "abs", name), high) if is_name(name):
             return ("tuple", LEFT[op], RIGHT[op], negative(high), high)
         case ("rel", ("<" | "≤" as op,), low, ("fn", "abs", name)) if is_name(name):
-            return ("union", ("tuple", "(", RIGHT[op], negative(INFINITY), negative(low)), ("tuple", LEFT[op], ")", low, INFINITY))
+            return ("union", ("tuple", "(", RIGHT[op], negative(INFINITY), negative(low)),
+                    ("tuple", LEFT[op], ")", low, INFINITY))
         case ("rel", ("<" | "≤" as op,), name, high) if is_name(name):
             return ("tuple", "(", RIGHT[op], negative(INFINITY), high)
         case ("rel", ("<" | "≤" as op,), low, name) if is_name(name):
@@ -1018,7 +1022,7 @@ def same_numbers(a, b):
 
 def same_at(a, b, point, tiny):
     """tiny: small numbers are meant to be small, as there is no sum whose digits can have cancelled."""
-    negative_point = point.index == 2 and not point.whole  # doesn't count where it leaves ln(x) and sqrt(x) without a real value
+    negative_point = point.index == 2 and not point.whole  # doesn't count where it leaves both without a real value: ln(x)
     for MP.dps, digits in PRECISIONS:
         try:
             x, y = evaluate(a, point), evaluate(b, point)
@@ -1159,7 +1163,9 @@ def function(name, args, point):
             return MP.inf  # so that n! / (n - 5)! is 0 for n = 3
         return fit(Fraction(integers.factorial(int(x)))) if whole else MP.gamma(limited(inexact(x), 24) + 1)
     if name == "binom":
-        return fit(Fraction(integers.comb(int(x), int(y)))) if whole and x >= 0 and y >= 0 else MP.binomial(limited(inexact(x), 24), limited(inexact(y), 24))
+        if whole and x >= 0 and y >= 0:
+            return fit(Fraction(integers.comb(int(x), int(y))))
+        return MP.binomial(limited(inexact(x), 24), limited(inexact(y), 24))
     if name in ("floor", "ceil"):
         return Fraction(getattr(integers, name)(x)) if isinstance(x, Fraction) else getattr(MP, name)(limited(x, 1000))
     if name == "root":

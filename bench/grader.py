@@ -67,46 +67,61 @@ def by_sympy(prediction, answer):
         signal.alarm(0)
 
 
+def by_digits(prediction, answer):
+    reward.Work.left = reward.budget
+    return reward.same(prediction, answer)
+
+
+def summary(results, verdicts):
+    """Share right, wrong ones taken, and milliseconds."""
+    times = [ms for _, ms in results]
+    right = sum(bool(verdict) == equal for (verdict, _), equal in zip(results, verdicts)) / len(results)
+    taken = sum(bool(verdict) > equal for (verdict, _), equal in zip(results, verdicts))
+    return f"{right:>10.3%}{taken:>13}{statistics.median(times):>11.3f}{statistics.mean(times):>10.3f}{max(times):>10.1f}"
+
+
+HEADER = f"{'':<14}{'right':>10}{'wrong taken':>13}{'median ms':>11}{'mean ms':>10}{'max ms':>10}"
+
+
 def main():
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO.parent / "shared" / "data"
     built = pairs.pairs(folder)
+    verdicts = [equal for *_, equal in built]
     pairs.math_verify("1", "1")  # its imports
     ours, theirs, inexact = [], [], []
-    for name, prediction, answer, equal in built:
+    for _, prediction, answer, equal in built:
         reward.Work.inexact = 0
         ours.append(timed(reward.is_equivalent, prediction, answer))
         if reward.Work.inexact:
             inexact.append((prediction, answer, equal))
         theirs.append(timed(pairs.math_verify, prediction, answer))
-    print(f"{len(built):,} pairs of final answers\n{'':<14}{'right':>9}{'wrong taken':>13}{'median ms':>11}{'mean ms':>9}{'max ms':>9}")
-    for label, results in (("reward.py", ours), ("Math-Verify", theirs)):
-        times = [ms for _, ms in results]
-        right = sum(verdict == pair[3] for (verdict, _), pair in zip(results, built)) / len(built)
-        taken = sum(verdict and not pair[3] for (verdict, _), pair in zip(results, built))
-        print(f"{label:<14}{right:>9.3%}{taken:>13}{statistics.median(times):>11.3f}{statistics.mean(times):>9.3f}{max(times):>9.1f}")
-    print(f"mean: reward.py is {statistics.mean(ms for _, ms in theirs) / statistics.mean(ms for _, ms in ours):.0f} times faster")
+    print(f"{len(built):,} pairs of final answers\n{HEADER}")
+    print(f"{'reward.py':<14}{summary(ours, verdicts)}\n{'Math-Verify':<14}{summary(theirs, verdicts)}")
+    ratio = statistics.mean(ms for _, ms in theirs) / statistics.mean(ms for _, ms in ours)
+    print(f"on average reward.py is {ratio:.0f} times faster")
 
     scalars = []
     for prediction, answer, equal in inexact:
         x, y = reward.parse(reward.clean(prediction)), reward.parse(reward.clean(answer))
         if reward.kind(x) == reward.kind(y) == "scalar":
             scalars.append((x, y, equal))
-    print(f"\n{len(inexact):,} of them needed digits; {len(scalars):,} of those are one number or formula each. There:")
+    print(f"\n{len(inexact):,} of them needed digits; {len(scalars):,} of these are one number or formula each. There:")
+    print(HEADER)
     by_sympy(Fraction(1), Fraction(2))
-    for label, judge in (("digits", lambda x, y: (setattr(reward.Work, "left", reward.budget), reward.same(x, y))[1]), ("sympy", by_sympy)):
+    for label, judge in (("digits", by_digits), ("sympy", by_sympy)):
         results = [timed(judge, x, y) for x, y, _ in scalars]
-        times = [ms for _, ms in results]
-        print(f"{label:<14}{sum(bool(v) == p[2] for (v, _), p in zip(results, scalars)) / len(scalars):>9.3%} right, "
-              f"{sum(v is None for v, _ in results)} gave up after 5 s, median {statistics.median(times):.2f} ms, mean {statistics.mean(times):.2f} ms")
+        print(f"{label:<14}{summary(results, [equal for *_, equal in scalars])}")
 
     some = built[::len(built) // 5000][:5000]
-    rows, texts = [{"task": "math", "answer": answer} for _, _, answer, _ in some], [f"{'so ' * 500}\\boxed{{{p}}}" for _, p, _, _ in some]
+    rows = [{"task": "math", "answer": answer} for _, _, answer, _ in some]
+    texts = [f"{'so ' * 500}\\boxed{{{prediction}}}" for _, prediction, _, _ in some]
     reward.grade(rows[:100], texts[:100], [True] * 100)
     graded, ms = timed(reward.grade, rows, texts, [True] * 5000)
-    print(f"\n5,000 responses in a batch: {ms / 1000:.2f} s in {min(16, os.cpu_count())} processes; {sum(graded.inexact) / 50:.1f}% needed digits, "
-          f"{sum(graded.timed_out)} ran out of time")
+    print(f"\n5,000 responses in a batch: {ms / 1000:.2f} s in {min(16, os.cpu_count())} processes; "
+          f"{sum(graded.inexact) / 50:.1f}% needed digits, {sum(graded.timed_out)} ran out of time")
     from test_reward import HOSTILE
-    worst = max((timed(reward.is_equivalent, text, other)[1], text[:30]) for text in HOSTILE for other in ("1", text + "1", "\\frac12 " + text[:9000]))
+    worst = max((timed(reward.is_equivalent, text, other)[1], text[:30]) for text in HOSTILE
+                for other in ("1", text + "1", "\\frac12 " + text[:9000]))
     print(f"worst hostile input: {worst[0]:.0f} ms ({worst[1]!r} ...)")
 
 

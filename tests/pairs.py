@@ -20,11 +20,14 @@ KINDS = [  # the first pattern that matches names the kind
                                          r"|^\s*(?:\\left)?\[[^\[\](),]*,[^\[\](),]*(?:\\right)?\)$"),
     ("base", r"^-?\d[\dA-Z.]*_\{?\d+\}?\.?$"), ("equation", r"=|\\le|\\ge|<|>|\\in\b"),
     ("words", r"^\(?\\(?:text|mbox)\{[^{}\d]*\}\)?,?$|^[A-Z](?:, ?[A-Z])+$|^[A-Z]{3,}$"),
-    ("unit", r"\\text|\\mbox|\\\$|%|\\circ|\\mathrm"), ("tuple", r"^\s*(?:\\left)?\(.*,.*\)$"), ("list", r",(?!\s*\\!|\d{3}(?!\d)|\})|\\pm"),
-    ("text", r"^\\text\{[^{}]*\d|p\.m\.|\$\.|MR="), ("integer", r"^[+-]?[\d,{}!\\ ]+$"), ("decimal", r"^-?[\d,]*\.\d+(?:e-?\d+)?$|^-?\d+e-?\d+$"),
+    ("unit", r"\\text|\\mbox|\\\$|%|\\circ|\\mathrm"), ("tuple", r"^\s*(?:\\left)?\(.*,.*\)$"),
+    ("list", r",(?!\s*\\!|\d{3}(?!\d)|\})|\\pm"),
+    ("text", r"^\\text\{[^{}]*\d|p\.m\."), ("integer", r"^[+-]?[\d,{}!\\ ]+$"),
+    ("decimal", r"^-?[\d,]*\.\d+(?:e-?\d+)?$|^-?\d+e-?\d+$"),
     ("fraction", r"^-?\\[dtc]?frac\s*\{?-?[\d,\\!]+\}?\s*\{?[\d,\\!]+\}?$|^-?\d+/\d+$"),
     ("function", r"\\(?:sin|cos|tan|sec|csc|cot|ln|log|arc|exp|binom|lfloor)|e\^|!"),
-    ("complex", r"(?<![a-zA-Z\\])i(?![a-zA-Z])"), ("radical", r"^(?:[-+\d\s{}()/.\[\]]|\\[dt]?frac|\\sqrt|\\pi|\\cdot|\^|\\left|\\right)+$"),
+    ("complex", r"(?<![a-zA-Z\\])i(?![a-zA-Z])"),
+    ("radical", r"^(?:[-+\d\s{}()/.\[\]]|\\[dt]?frac|\\sqrt|\\pi|\\cdot|\^|\\left|\\right)+$"),
     ("formula", r"")]
 
 
@@ -47,7 +50,8 @@ def reference_answers(folder):
         for row in rows(f"{name}.jsonl"):
             answers[str(row["answer"])] = None
     for row in rows("olympiadbench.jsonl"):
-        answers[row["final_answer"][0].strip().strip("$") if row["final_answer"][0].count("$") == 2 else row["final_answer"][0]] = None
+        answer = row["final_answer"][0]
+        answers[answer.strip(" .$") if answer.count("$") == 2 else answer] = None
     return [a for a in answers if a]
 
 
@@ -64,7 +68,8 @@ def rational(text):
         return None
     found = re.fullmatch(r"(-?)\\[dtc]?frac *(?:\{(-?\d+)\}|(\d)) *(?:\{(\d+)\}|(\d+))", text)
     try:
-        return Fraction(int(found[2] or found[3]), int(found[4] or found[5])) * (-1 if found[1] else 1) if found else Fraction(text)
+        sign = -1 if found and found[1] else 1
+        return sign * Fraction(int(found[2] or found[3]), int(found[4] or found[5])) if found else Fraction(text)
     except (ValueError, ZeroDivisionError):
         return None
 
@@ -101,7 +106,7 @@ def sympy_forms(text):
     plain text: only for polynomials that need no LaTeX parser to be read."""
     import sympy
     plain = re.sub(r"\\(?:left|right)|\s", "", text)
-    if not re.fullmatch(r"[-+\d()a-zA-Z^{}]+", plain) or not re.search("[a-zA-Z]", plain) or re.search(r"[a-zA-Z]\(|[ei]|\d\^", plain):
+    if not re.fullmatch(r"[-+\d()a-zA-Z^{}]*[a-zA-Z][-+\d()a-zA-Z^{}]*", plain) or re.search(r"[a-zA-Z]\(|[ei]|\d\^", plain):
         return []
     plain = re.sub(r"\^\{(\d+)\}", r"^\1", plain).replace("^", "**")
     if re.search("[{}]", plain):
@@ -109,8 +114,10 @@ def sympy_forms(text):
     plain = re.sub(r"(?<=[\da-zA-Z)])(?=[a-zA-Z(])", "*", plain)
     expression = sympy.sympify(plain, {c: sympy.Symbol(c) for c in re.findall("[a-zA-Z]", plain)})
     other = sympy.Symbol(sorted(map(str, expression.free_symbols))[0])
-    return [sympy.latex(f) for f in (sympy.expand(expression), sympy.factor(expression), sympy.expand(expression + other) - other,
-                                     sympy.horner(expression) if len(expression.free_symbols) == 1 else expression)]
+    one = len(expression.free_symbols) == 1
+    return [sympy.latex(form) for form in (
+        sympy.expand(expression), sympy.factor(expression), sympy.expand(expression + other) - other,
+        sympy.horner(expression) if one else expression)]
 
 
 def keep(answer, name, rng):
@@ -154,8 +161,10 @@ def keep(answer, name, rng):
         if len(bracket[1]) < 5 and "=" not in answer:
             out.append("\\left(" + ",\\, ".join(f"{{{item}}}" for item in bracket[1]) + "\\right)")
     if name == "matrix":
-        out += [answer.replace("pmatrix", "bmatrix"), "\\frac{1}{2}" + re.sub(r"(?<![\d}/])(-?\d+)(?![\d}/])", r"{2 \\cdot \1}", answer) if "frac" not in answer and "/" not in answer and "pmatrix}6" not in answer and "pmatrix}1" not in answer else answer, answer.replace(" & ", "&").replace(" \\\\ ", "\\\\"),
+        out += [answer.replace("pmatrix", "bmatrix"), answer.replace(" & ", "&").replace(" \\\\ ", "\\\\"),
                 re.sub(r"(?<![\d}])(-?\d+)/(\d+)", r"\\frac{\1}{\2}", answer)]
+        if re.fullmatch(r"\\begin\{pmatrix\}[-\d\s&\\]*\\end\{pmatrix\}", answer):
+            out.append("\\frac{1}{2}" + re.sub(r"-?\d+", lambda found: str(2 * int(found[0])), answer))
     if name == "base":
         out += [re.sub(r"_\{?(\d+)\}?", r"_{\1}", answer), re.sub(r"_\{?(\d+)\}?", r"_\1", answer)]
     if name == "equation" and answer.count("=") == 1 and not re.search(r"[<>,%]|\\le|\\ge|\\approx|\\text", answer):
@@ -168,7 +177,7 @@ def keep(answer, name, rng):
         if "\\$" in answer and "approx" not in answer:
             out += [answer.replace("\\$", ""), answer.replace("\\$", "") + " \\text{ dollars}"]
     if name == "words":
-        out += [re.sub(r"\\(?:text|mbox)\{([^{}]*)\}", r"\1", answer), re.sub(r"\\(?:text|mbox)\{([^{}]*)\}", r"\\textbf{\1}", answer)]
+        out += [re.sub(r"\\(?:text|mbox)\{([^{}]*)\}", spelled, answer) for spelled in (r"\1", r"\\textbf{\1}")]
     if name == "complex" and (found := re.fullmatch(r"(-?\d+) ?([+-]) ?(\d*)i", answer)):
         out += [f"{found[2].strip('+')}{found[3]}i + {found[1]}".replace("+ -", "- ")]
     if name == "formula":
@@ -198,10 +207,11 @@ def change(answer, name, rng):
         left, (low, high), right = bracket
         out += [("[" if left == "(" else "(") + low + "," + high + right] if "\\infty" not in low else []
         out += [left + low + "," + high + ("]" if right == ")" else ")")] if "\\infty" not in high else []
-    if bracket and name == "tuple" and "=" not in answer and len({re.sub(r"\s", "", i) for i in bracket[1]}) == len(bracket[1]) and \
-            "(" not in "".join(bracket[1]):
+    entries = [re.sub(r"\s", "", entry) for entry in bracket[1]] if bracket else []
+    if name == "tuple" and "=" not in answer and len({*entries}) == len(entries) and "(" not in "".join(entries) and entries:
         out.append("(" + ", ".join(reversed(bracket[1])) + ")")
-    if name in ("formula", "complex", "radical", "function", "equation") and (found := list(re.finditer(r"(?<=[\dA-Za-z}) ])[+-]", answer))):
+    found = list(re.finditer(r"(?<=[\dA-Za-z}) ])[+-]", answer))
+    if found and name in ("formula", "complex", "radical", "function", "equation"):
         at = rng.choice(found).start()
         if answer[:at].count("{") == answer[:at].count("}"):
             out.append(answer[:at] + ("-" if answer[at] == "+" else "+") + answer[at + 1:])
@@ -236,7 +246,7 @@ def math_verify(prediction, answer):
     """Math-Verify's verdict on the same pair, given as it wants them; what it raises counts as "not equal"."""
     from math_verify import parse, verify
     try:
-        return bool(verify(parse(f"${answer}$", parsing_timeout=None), parse(f"${prediction.strip().strip('$')}$", parsing_timeout=None),
-                           timeout_seconds=None))
+        gold, guess = (parse(f"${text.strip().strip('$')}$", parsing_timeout=None) for text in (answer, prediction))
+        return bool(verify(gold, guess, timeout_seconds=None))
     except Exception:
         return False

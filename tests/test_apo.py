@@ -45,8 +45,8 @@ def test_loss_and_gradient():
 
 
 def test_the_regression_finds_the_optimal_policy():
-    """With all responses of one prompt and the exact V*, minimising the loss over a free policy gives pi* = pi_ref e^(r/beta)/Z,
-    the solution of the KL-regularised problem that the paper starts from."""
+    """With all responses of one prompt and the exact V*, minimising the loss over a free policy gives
+    pi* = pi_ref e^(r/beta)/Z, the solution of the KL-regularised problem that the paper starts from."""
     beta = 0.5
     ref = torch.log_softmax(torch.randn(6, generator=torch.Generator().manual_seed(0)), 0)
     rewards = torch.tensor([1.0, 0, 0, 1, 0, 0])

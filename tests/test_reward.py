@@ -14,12 +14,11 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from fractions import Fraction
 
 import pairs
 import pytest
 from conftest import REAL_DATA, REPO, needs_real_data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import reward
@@ -194,7 +193,8 @@ x<1 \text{ and } x>2  ~  (-\infty,1)\cup(2,\infty)  ;;  [1,4]  ~  1,4  ;;  [0,1)
 
 
 def table(text):
-    return [tuple(side.strip() for side in pair.split("  ~  ")) for line in text.strip().splitlines() for pair in line.split("  ;;  ")]
+    return [tuple(side.strip() for side in pair.split("  ~  "))
+            for line in text.strip().splitlines() for pair in line.split("  ;;  ")]
 
 
 @pytest.mark.parametrize("a, b", table(EQUAL))
@@ -304,44 +304,60 @@ def latex(x):
     return str(x) if x.denominator == 1 else f"{'-' * (x < 0)}\\frac{{{abs(x.numerator)}}}{{{x.denominator}}}"
 
 
-SPELL = [
-    latex, lambda x: f"${latex(x)}$", lambda x: latex(x).replace("\\frac", "\\dfrac"), lambda x: f"\\left({latex(x)}\\right)",
+def mixed(x):
+    if x.denominator == 1 or abs(x) < 1:
+        return latex(x)
+    whole, rest = divmod(abs(x), 1)
+    return f"{'-' * (x < 0)}{whole}\\frac{{{rest.numerator}}}{{{rest.denominator}}}"
+
+
+def thousands(x, separator):
+    return f"{x.numerator:,}".replace(",", separator) if x.denominator == 1 else latex(x)
+
+
+SPELLINGS = [
+    latex, mixed, lambda x: f"${latex(x)}$", lambda x: latex(x).replace("\\frac", "\\dfrac"),
+    lambda x: f"\\left({latex(x)}\\right)",
     lambda x: f"{x.numerator}/{x.denominator}", lambda x: f"\\frac{{{x.numerator * 7}}}{{{x.denominator * 7}}}",
-    lambda x: f"x = {latex(x)}", lambda x: f"{latex(x)} \\text{{ cm}}", lambda x: f"\\${latex(x)}", lambda x: f"{latex(x)}^\\circ",
-    lambda x: f"{latex(x)}\\%", lambda x: f"{latex(x)}.", lambda x: f" \\! {latex(x)} \\, ", lambda x: f"\\text{{{x}}}",
+    lambda x: f"x = {latex(x)}", lambda x: f"{latex(x)}.", lambda x: f" \\! {latex(x)} \\, ", lambda x: f"\\text{{{x}}}",
     lambda x: f"{latex(x - 1)} + 1", lambda x: f"{latex(2 * x)} / 2", lambda x: f"{x.numerator} \\cdot {x.denominator}^{{-1}}",
-    lambda x: f"{int(x)}" if x.denominator == 1 else f"{'-' * (x < 0)}{abs(x) // 1}\\frac{{{abs(x.numerator) % x.denominator}}}{{{x.denominator}}}"
-    if abs(x) > 1 else latex(x), lambda x: f"{x.numerator:,}" if x.denominator == 1 else latex(x),
-    lambda x: f"{x.numerator:,}".replace(",", "{,}") + ".0" if x.denominator == 1 else latex(x)]
-spellings = st.sampled_from(SPELL)
-# atoms of which any two are linearly independent over the rationals: formulas in them are equal only if their coefficients are
-ATOMS = [("1", "1"), ("\\sqrt2", "2^{1/2}"), ("\\sqrt{3}", "\\frac{3}{\\sqrt{3}}"), ("\\sqrt{6}", "\\sqrt2\\sqrt3"), ("\\pi", "{\\pi}"),
-         ("i", "\\sqrt{-1}"), ("e", "\\exp(1)"), ("\\ln 2", "\\frac{\\ln 4}{2}"), ("x", "(x)"), ("x^2", "x \\cdot x"), ("y", "\\frac{y^2}{y}"),
-         ("xy", "yx"), ("\\sin x", "\\cos(\\frac{\\pi}{2}-x)")]
+    lambda x: thousands(x, ","), lambda x: thousands(x, "{,}"), lambda x: thousands(x, "\\!,\\!"),
+    lambda x: thousands(x, "\\,")]
+UNITS = [lambda x: f"{latex(x)} \\text{{ cm}}", lambda x: f"\\${latex(x)}", lambda x: f"{latex(x)}^\\circ",
+         lambda x: f"{latex(x)}\\%", lambda x: f"{latex(x)} \\text{{ apples}}"]
+plain, with_unit = st.sampled_from(SPELLINGS), st.sampled_from(UNITS)
+# Any two of these are linearly independent over the rationals: sums of them are equal only if their coefficients are.
+ATOMS = [("1", "1"), ("\\sqrt2", "2^{1/2}"), ("\\sqrt{3}", "\\frac{3}{\\sqrt{3}}"), ("\\sqrt{6}", "\\sqrt2\\sqrt3"),
+         ("\\pi", "{\\pi}"), ("i", "\\sqrt{-1}"), ("e", "\\exp(1)"), ("\\ln 2", "\\frac{\\ln 4}{2}"), ("x", "(x)"),
+         ("x^2", "x \\cdot x"), ("y", "\\frac{y^2}{y}"), ("xy", "yx"), ("\\sin x", "\\cos(\\frac{\\pi}{2}-x)")]
 coefficients = st.lists(st.integers(-9, 9), min_size=len(ATOMS), max_size=len(ATOMS)).filter(any)
 
 
 def combination(numbers, spelling, order):
-    """sum of number * atom, as LaTeX."""
-    terms = [(n, ATOMS[i][spelling]) for i, n in sorted(enumerate(numbers), key=lambda entry: order[entry[0]]) if n]
-    return "".join(f"{'-' if n < 0 else '+' if k else ''}{abs(n)}" + (f" {{{atom}}}" if atom != "1" else "") for k, (n, atom) in enumerate(terms))
+    """Sum of number * atom, as LaTeX."""
+    text = ""
+    for n, atom in ((numbers[i], ATOMS[i][spelling]) for i in order if numbers[i]):
+        text += ("-" if n < 0 else "+" * bool(text)) + f"{abs(n)}" + (f" {{{atom}}}" if atom != "1" else "")
+    return text
 
 
-@given(rationals, spellings, spellings)
-def test_spelling_does_not_matter(x, one, other):
-    percent = [s for s in (one, other) if s(Fraction(1)).endswith(("\\%", "^\\circ", "cm}")) or s(Fraction(1)).startswith("\\$")]
-    if len(percent) < 2 or one is other:  # 5% is 5, and 5 cm is 5, but 5% isn't 5 cm
-        assert is_equivalent(one(x), other(x))
+@given(rationals, plain, plain, with_unit)
+def test_spelling_does_not_matter(x, one, other, unit):
+    assert is_equivalent(one(x), other(x))
+    assert is_equivalent(one(x), unit(x)) and is_equivalent(unit(x), one(x))
 
 
-@given(rationals, rationals, spellings, spellings)
-def test_different_numbers_are_never_equal(x, y, one, other):
-    unit = any(s(Fraction(1)).endswith(("\\%", "^\\circ")) for s in (one, other))  # 50% is 0.5 as well
-    if x != y and not unit:
+@given(rationals, rationals, plain, plain, with_unit)
+def test_different_numbers_are_never_equal(x, y, one, other, unit):
+    if x != y:
         assert not is_equivalent(one(x), other(y)) and not is_equivalent(other(y), one(x))
+        assert not is_equivalent(unit(x), unit(y))
+        if unit(x)[-1] not in "%c":  # 50% is 50 and 0.5
+            assert not is_equivalent(one(x), unit(y))
 
 
-@given(st.integers(), st.integers(), st.sampled_from(["{}", "\\sqrt{{{}}}", "\\pi + {}", "e^{{{}}}", "2^{{{}}}", "x^{{{}}}", "\\ln {}"]))
+@given(st.integers(), st.integers(),
+       st.sampled_from(["{}", "\\sqrt{{{}}}", "\\pi + {}", "e^{{{}}}", "2^{{{}}}", "x^{{{}}}", "\\ln {}"]))
 def test_different_numbers_inside_formulas(m, n, formula):
     assert is_equivalent(formula.format(m), formula.format(n)) == (m == n)
 
@@ -384,7 +400,8 @@ def test_intervals_and_inequalities(x, y, left, right):
         ops = ["<" if left == "(" else "\\le", "<" if right == ")" else "\\leq"]
         assert is_equivalent(f"{latex(x)} {ops[0]} x {ops[1]} {latex(y)}", interval)
         assert is_equivalent(f"x \\in {interval}", interval)
-        assert is_equivalent(f"{left}{latex(x)}, {latex((x + y) / 2)}] \\cup ({latex((x + y) / 2)}, {latex(y)}{right}", f"x \\in {interval}")
+        middle = latex((x + y) / 2)
+        assert is_equivalent(f"{left}{latex(x)}, {middle}] \\cup ({middle}, {latex(y)}{right}", f"x \\in {interval}")
         assert not is_equivalent(interval, f"{'[' if left == '(' else '('}{interval[1:]}")
 
 
@@ -397,14 +414,18 @@ def test_any_text(a, b):
 # ---- text made to harm -------------------------------------------------------------------------------------------
 
 SYMBOLS = "\\\\".join("&".join(f"x_{{{i}}}+{j}y" for j in range(50)) for i in range(50))
-HOSTILE = ["9^{9^{9^9}}", "2^{2^{2^{2^{2^2}}}}", "1000000!", "(10^{100})!", "9!!!!!!", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000,
-           "a+" * 500_000 + "1", r"\frac{1}{0}", r"\begin{pmatrix}" + SYMBOLS + r"\end{pmatrix}", "\x00\x001", "\ud800\udfff", "9" * 15_000,
-           "1e999999999", "1e4999", ",".join(map(str, range(4000))), r"\{" + ",".join(rf"\sqrt{{{i}}}" for i in range(1500)) + r"\}",
-           r"\sin(10^{10^{10}})", "e^{e^{e^{e^{e^e}}}}", r"\binom{10^{10}}{10^9}", r"(x+1)^{1000000}", r"(1+\sqrt2)^{1000000}", "x!" * 200,
-           r"\frac{1}{" * 300 + "2" + "}" * 300, "|" * 5000, r"\cup".join(f"({i},{i + 1})" for i in range(1500)), "e " * 9000,
-           r"\text{" * 5000, r"\boxed{" * 2000, r"\sqrt[999999999]{2}", "(7^{7^7})!", "\\" * 15_000, "1" + ",000" * 3000, r"0.\overline{" + "7" * 4000]
-CODE = ["__import__('os').system('touch owned')", "().__class__.__bases__[0].__subclasses__()", "exec(\"open('owned','w')\")", "\\input{/etc/passwd}",
-        "lambda: 0", "open('owned', 'w')", "eval(compile('1','','eval'))", "{1:2}.__class__", "Symbol('x')", "f'{1}'", "x;import os", "{{7*7}}"]
+HOSTILE = [
+    "9^{9^{9^9}}", "2^{2^{2^{2^{2^2}}}}", "e^{e^{e^{e^{e^e}}}}", "1000000!", "(10^{100})!", "9!!!!!!", "(7^{7^7})!",
+    r"\frac{1}{0}", r"\binom{10^{10}}{10^9}", r"\sin(10^{10^{10}})", "(x+1)^{1000000}", r"(1+\sqrt2)^{1000000}", "x!" * 200,
+    r"\sqrt[999999999]{2}", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000, r"\frac{1}{" * 300 + "2" + "}" * 300, r"\text{" * 5000,
+    r"\boxed{" * 2000, "|" * 5000, "a+" * 500_000 + "1", "9" * 15_000, "1e999999999", "1e4999", "1" + ",000" * 3000,
+    r"0.\overline{" + "7" * 4000, " " * 15_000 + "2",
+    r"\begin{pmatrix}" + SYMBOLS + r"\end{pmatrix}", ",".join(map(str, range(4000))), "\\" * 15_000, "e " * 9000,
+    r"\{" + ",".join(rf"\sqrt{{{i}}}" for i in range(1500)) + r"\}", r"\cup".join(f"({i},{i + 1})" for i in range(1500)),
+    "+".join(["(x+1/3)^{400}"] * 600), "\x00\x001", "\ud800\udfff"]
+CODE = ["__import__('os').system('touch owned')", "().__class__.__bases__[0].__subclasses__()", "exec(\"open('owned','w')\")",
+        "open('owned', 'w')", "eval(compile('1','','eval'))", "{1:2}.__class__", "lambda: 0", "Symbol('x')", "f'{1}'",
+        "x;import os", "{{7*7}}", "\\input{/etc/passwd}"]
 
 
 @pytest.mark.parametrize("text", HOSTILE + CODE)
@@ -415,29 +436,40 @@ def test_hostile_text_is_just_wrong(text):
     assert reward.math(f"\\boxed{{{text}}}", "1") == 0.0 and reward.gsm8k(f"#### {text}", "17") == 0.0
 
 
+AUDIT = r"""
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import reward
+reward.is_equivalent(r"\sin x", r"\cos x + \binom{n}{2}! + \arctan y")  # what mpmath loads when it is used first
+seen = set()
+sys.addaudithook(lambda event, args: seen.add(event))
+for a in json.loads(sys.argv[2]):
+    for b in json.loads(sys.argv[2]):
+        reward.is_equivalent(a, b), reward.math(f"\\boxed{{{a}}}", b), reward.gsm8k(f"#### {a}", b)
+print(json.dumps(sorted(seen)))
+"""
+
+
 def test_nothing_is_run_as_code(tmp_path):
-    """Python reports every eval, exec, compile, import, open and new process to an audit hook: grading causes none."""
-    script = tmp_path / "audit.py"
-    script.write_text("import json, sys\nsys.path.insert(0, sys.argv[1])\nimport reward\nreward.is_equivalent('\\\\sin x', '\\\\cos x+1!')\n"
-                      "seen, texts = [], json.loads(sys.argv[2])\nsys.addaudithook(lambda event, args: seen.append(event))\n"
-                      "for a in texts:\n    for b in texts:\n        reward.is_equivalent(a, b), reward.math('\\\\boxed{' + a + '}', b), "
-                      "reward.gsm8k('#### ' + a, b)\nprint(sorted(set(seen)))\n")
-    done = subprocess.run([sys.executable, script, REPO, json.dumps(CODE + ["x = 1", "\\sin x", "1, 2", "(0, 1)", "5!", "2^x"])],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    """Python tells an audit hook of every eval, exec, import, opened file and new process: grading causes none."""
+    (tmp_path / "audit.py").write_text(AUDIT)
+    texts = json.dumps(CODE + ["x = 1", "\\sin x", "1, 2", "(0, 1)", "5!", "2^x"])
+    done = subprocess.run([sys.executable, "audit.py", REPO, texts], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    seen = set(eval(done.stdout))
-    assert not seen & {"exec", "compile", "import", "open", "os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen"}, seen
+    assert not {event for event in json.loads(done.stdout) if event.split(".")[0] in
+                ("exec", "compile", "import", "open", "os", "subprocess", "socket", "ctypes", "code")}
     assert os.listdir(tmp_path) == ["audit.py"]
 
 
-PIECES = r"""\frac { } ( ) [ ] ^ _ \sqrt 1 23 0 x y n \pi e i + - * / , = < \le \infty \cup \{ \} | ! % ^\circ \text{ \text{\ cm} \pm & \\ \sin
-\begin{pmatrix} \end{pmatrix} \log_ \ln \binom \lfloor \rfloor 99999 e5 . : and or \$ \left( \right) \in \mathbb{R} ² ½ \overline{3} ' \arctan
-\setminus f( \cdot \ge \ne \approx \emptyset""".split() + [" ", "\x00", "\ud800"]
+PIECES = [*r"""\frac { } ( ) [ ] ^ _ \sqrt 1 23 0 x y n \pi e i + - * / , = < \le \infty \cup \{ \} | ! % ^\circ \text{ \text{\ cm}
+\pm & \\ \sin \begin{pmatrix} \end{pmatrix} \log_ \ln \binom \lfloor \rfloor 99999 e5 . : and or \$ \left( \right) \in
+\mathbb{R} ² ½ \overline{3} '
+\arctan \setminus f( \cdot \ge \ne \approx \emptyset""".split(), " ", "\x00", "\ud800"]
 
 
 @needs_real_data
 def test_fuzz():
-    """200,000 answers made of pieces or mutated from real ones: nothing escapes, the verdict is symmetric, memory stays flat."""
+    """200,000 answers made of pieces or mutated from real ones: nothing escapes, verdicts are symmetric, memory stays flat."""
     import resource
     answers, rng = pairs.reference_answers(REAL_DATA), random.Random(0)
 
