@@ -12,15 +12,15 @@ How two final answers are compared, cheapest first:
   4. That leaves pairs of numbers or formulas, and these are evaluated: exactly, as fractions, as long as that goes; else
      with mpmath to 40 digits and, where those agree, to 500. Variables take random values. Two polynomials that agree there
      are equal (Schwartz-Zippel); two closed forms that agree to 450 digits are taken to be.
-In step 4 a computer algebra system was slower, safe against nothing and no more accurate (LOG.md). Every comparison has a
-budget of steps, and `grade` a time limit that the kernel enforces.
+sympy in place of step 4 gave the same verdicts, took 14 times as long and hung on hostile input (LOG.md). Here every
+comparison has a budget of steps, and `grade` a time limit that the kernel enforces.
 
 A tree is a Fraction, a str (variable or constant), or a tuple of a kind and its parts:
-  scalars  ("+", a, ...) ("neg", a) ("*", a, ...) ("/", a, b) ("^", a, b) ("!", a) ("fn", name, a, ...) ("app", f, x)
-           ("unit", name, a)   ("pm", sign, a): sign times plus-minus a
+  scalars  ("+", a, ...) ("neg", a) ("*", a, ...) ("/", a, b) ("^", a, b) ("fn", name, a, ...)
+           ("app", f, x): f(x)   ("unit", (word, ...), a): 5 cm   ("pm", sign, a): sign times plus-minus a
   others   ("list", a, ...): 1, 2   ("set", a, ...): {1, 2}   ("tuple", "(", "]", a, ...)   ("matrix", columns, a, ...)
-           ("ratio", a, ...): 1:2   ("union", a, b) ("minus", a, b): of sets of reals   ("rel", ("<", ...), a, b, ...)
-           ("base", digits, base)   ("word", text)
+           ("ratio", a, ...): 1:2   ("rel", ("<", ...), a, b, ...)   ("base", digits, base)   ("word", text)
+           of sets of reals: ("union", a, b)   ("minus", a, b)   ("both", a, b, ...)
 """
 import json
 import math as integers
@@ -246,6 +246,7 @@ LATEX = compiled(
 OTHERS = compiled(
     r"(?<!\\)\$", "", r"[~ ]+", " ", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "",                      # 1{,}234
     r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda found: found[0].replace(" ", ""),        # 1 234
+    r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}",                             # 1 1/2
     r"<=", "≤", r">=", "≥", r"!=", "≠", r"\*\*", "^", r"\bnp\.", "", r"\b([apAP])\. ?([mM])\b\.?", r"\1\2",
     r"\b(sq|cu)\.", r"\1", r"° ?[CF]\b", "°", r"\((\d[\dA-Z.]*)\)(?=_)", r"\1", r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ")
 DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
@@ -439,7 +440,7 @@ class Parser:
         return self.unit(parts[0] if len(parts) == 1 else ("ratio", *parts))
 
     def unit(self, node):
-        """The words after a value. Those of UNITS are kept, to tell 5 cm from 5 m; others (18 integers) say no more."""
+        """The words after a value; same_quantities() says which of them matter."""
         phrase = []
         while self.next == "word" or phrase and self.next in ("/", "\\cdot", "^"):
             if self.skip("^"):
@@ -470,8 +471,8 @@ class Parser:
                 return terms[0] if len(terms) == 1 else ("+", *terms)
 
     def term(self):
-        """2x \\cdot 3/4. Signs and signs of multiplication may be missing; from left to right: 1/2x is (1/2)x."""
-        above, below = [self.mixed()], []
+        r"""2x \cdot 3/4. From left to right: 1/2x is (1/2)x. A whole number before a proper fraction is a sum: 6\frac{1}{6}."""
+        above, below = [self.factor()], []
         while True:
             if self.skip("/", "\\div"):
                 below.append(self.signed())
@@ -480,29 +481,17 @@ class Parser:
             elif self.skip("*", "\\cdot", "\\times"):
                 above.append(self.signed())
             elif self.next in FACTORS or self.next == "|" and not self.bars:
-                above.append(self.factor())
+                before, text = self.tokens[self.at - 1]
+                if self.next == before == "number":
+                    raise ValueError("two numbers in a row")
+                mixed = before == "number" and text.isdigit() and self.next == "\\frac"
+                match above[-1], self.factor():
+                    case (Fraction() as whole, ("/", Fraction() as a, Fraction() as b) as part) if mixed and 0 < a < b:
+                        above[-1] = ("+", whole, part)
+                    case (_, factor):
+                        above.append(factor)
             else:
                 return quotient(product(above), product(below)) if below else product(above)
-
-    def mixed(self):
-        r"""A factor; with 6\frac{1}{6} and 1 1/2 as sums: a whole number before a proper fraction."""
-        literal, start = self.tokens[self.at], self.at + 1
-        node = self.factor()
-        if literal[0] != "number" or self.at != start or not literal[1].isdigit() or self.next not in ("\\frac", "number"):
-            return node
-        spelled = [kind for kind, _ in self.tokens[start:start + 3]]
-        if spelled[0] == "\\frac":
-            fraction = self.factor()
-        elif spelled == ["number", "/", "number"]:
-            fraction = ("/", self.factor(), self.take("/") and self.factor())
-        else:
-            raise ValueError("two numbers in a row")
-        match fraction:
-            case ("/", Fraction() as a, Fraction() as b) if 0 < a < b and a.denominator == b.denominator == 1:
-                return ("+", node, fraction)
-        if spelled[0] == "number":
-            raise ValueError("two numbers in a row")
-        return ("*", node, fraction)
 
     def signed(self):
         return negative(self.factor()) if self.skip("-", "+") == "-" else self.factor()
@@ -515,7 +504,7 @@ class Parser:
             elif self.skip("!"):
                 if self.next == "!":
                     raise ValueError("double factorial")
-                node = ("!", node)
+                node = ("fn", "factorial", node)
             elif sign := self.skip("%", "°", "\\$"):
                 node = ("unit", ({"%": "percent", "°": "degree", "\\$": "dollar"}[sign],), node)
             else:
@@ -664,7 +653,7 @@ def unit_name(word):
 
 
 def number(text):
-    """Exact value of 12, .5, 4.5e-3 or 0.1\\overline{6}."""
+    r"""Exact value of 12, .5, 4.5e-3 or 0.1\overline{6}."""
     if text.isdigit():
         return Fraction(int(text))
     text, *period = re.split(r"\\\w+\s*", text)
@@ -688,7 +677,7 @@ def based(text):
 
 # ---- trees -------------------------------------------------------------------------------------------------------
 
-SCALARS = {"+", "neg", "*", "/", "^", "!", "fn", "app", "unit", "pm"}
+SCALARS = {"+", "neg", "*", "/", "^", "fn", "app", "unit", "pm"}
 HEAD = {"tuple": 3, "base": 3, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2, "rel": 2, "matrix": 2}  # entries, not trees
 REALS, INFINITY = "\\mathbbR", "\\infty"
 
@@ -1012,10 +1001,10 @@ def same_numbers(a, b):
         return True
     free = variables(a) | variables(b)
     used = {x[:2] if x[0] == "fn" else x[0] for tree in (a, b) for x in nodes(tree) if isinstance(x, tuple)}
-    discrete = bool(free) and bool(used & {"!", ("fn", "binom"), ("fn", "floor"), ("fn", "ceil")})
+    discrete = bool(free) and bool(used & {("fn", name) for name in ("factorial", "binom", "floor", "ceil")})
     real = not discrete or any(x[0] in "xyztuvw" for x in free)
     points = [Point(i) for i in (range(4) if free else range(1))] * real + [Point(i, whole=True) for i in range(12)] * discrete
-    tiny = used <= {"*", "/", "^", "neg", "!", "unit", ("fn", "root"), ("fn", "binom"), ("fn", "abs")}
+    tiny = used <= {"*", "/", "^", "neg", "unit", *(("fn", name) for name in ("root", "factorial", "binom", "abs"))}
     return any(all(same_at(a, b, point._replace(log10=log10), tiny) for point in points)
                for log10 in ((False, True) if ("fn", "log") in used else (False,)))
 
@@ -1069,31 +1058,24 @@ def evaluate(x, point):
         return x
     if isinstance(x, str):
         return CONSTANTS[x]() if x in CONSTANTS else variable(x, point)
+    values = [evaluate(part, point) for part in parts(x)] if kind(x) == "scalar" else []
     match x:
-        case ("app", name, inner):
-            return variable(f"{name}({MP.nstr(inexact(evaluate(inner, point)), 15)})", point)
-        case ("fn", name, *args):
-            return function(name, [evaluate(a, point) for a in args], point)
-        case ("unit", unit, a):
-            value = evaluate(a, point)
-            scale = {("percent",): Fraction(1, 100), ("degree",): MP.pi / 180}
-            return times(value, scale.get(unit, Fraction(1)))
-    if kind(x) != "scalar":
-        raise ValueError(f"{x[0]} has no value")
-    values = [evaluate(a, point) for a in x[1:]]
-    match x[0]:
-        case "+":
+        case ("+", *_):
             return reduce(plus, values)
-        case "*":
+        case ("*", *_):
             return reduce(times, values)
-        case "neg":
+        case ("neg", _):
             return -values[0]
-        case "/":
+        case ("/", _, _):
             return times(values[0], power(values[1], Fraction(-1)))
-        case "^":
+        case ("^", _, _):
             return power(*values)
-        case "!":
-            return function("!", values, point)
+        case ("fn", name, *_):
+            return function(name, values, point)
+        case ("app", name, _):
+            return variable(f"{name}({MP.nstr(inexact(values[0]), 15)})", point)
+        case ("unit", words, _):
+            return times(values[0], {("percent",): Fraction(1, 100), ("degree",): MP.pi / 180}.get(words, Fraction(1)))
     raise ValueError(f"{x[0]} has no value")
 
 
@@ -1155,10 +1137,10 @@ def power(a, b):
 def function(name, args, point):
     x, y = (*args, None)[:2]
     whole = all(isinstance(a, Fraction) and a.denominator == 1 and abs(a) <= 5000 for a in args)
-    Work.spend(300 if name in ("!", "binom") and not whole else 30)
+    Work.spend(300 if name in ("factorial", "binom") and not whole else 30)
     if name == "abs":
         return abs(x)
-    if name == "!":
+    if name == "factorial":
         if whole and x < 0:
             return MP.inf  # so that n! / (n - 5)! is 0 for n = 3
         return fit(Fraction(integers.factorial(int(x)))) if whole else MP.gamma(limited(inexact(x), 24) + 1)

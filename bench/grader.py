@@ -39,7 +39,8 @@ def as_sympy(x):
         args = list(map(as_sympy, x[2:]))
         if x[1] == "root":
             return args[0] ** (1 / args[1])
-        names = {"ln": "log", "log": "log", "floor": "floor", "ceil": "ceiling", "binom": "binomial", "abs": "Abs"}
+        names = {"ln": "log", "log": "log", "floor": "floor", "ceil": "ceiling", "binom": "binomial", "abs": "Abs",
+                 "factorial": "factorial"}
         return getattr(sympy, names.get(x[1], x[1].replace("arc", "a")))(*args)
     if x[0] == "app":
         return sympy.Symbol(f"{x[1]}({x[2]})", positive=True)
@@ -48,7 +49,7 @@ def as_sympy(x):
     a, *rest = map(as_sympy, x[1:])
     if x[0] == "^":
         return a ** rest[0]
-    return {"+": sympy.Add, "*": sympy.Mul, "/": lambda a, b: a / b, "neg": lambda a: -a, "!": sympy.factorial}[x[0]](a, *rest)
+    return {"+": sympy.Add, "*": sympy.Mul, "/": lambda a, b: a / b, "neg": lambda a: -a}[x[0]](a, *rest)
 
 
 def by_sympy(prediction, answer):

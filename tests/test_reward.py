@@ -417,9 +417,9 @@ SYMBOLS = "\\\\".join("&".join(f"x_{{{i}}}+{j}y" for j in range(50)) for i in ra
 HOSTILE = [
     "9^{9^{9^9}}", "2^{2^{2^{2^{2^2}}}}", "e^{e^{e^{e^{e^e}}}}", "1000000!", "(10^{100})!", "9!!!!!!", "(7^{7^7})!",
     r"\frac{1}{0}", r"\binom{10^{10}}{10^9}", r"\sin(10^{10^{10}})", "(x+1)^{1000000}", r"(1+\sqrt2)^{1000000}", "x!" * 200,
-    r"\sqrt[999999999]{2}", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000, r"\frac{1}{" * 300 + "2" + "}" * 300, r"\text{" * 5000,
-    r"\boxed{" * 2000, "|" * 5000, "a+" * 500_000 + "1", "9" * 15_000, "1e999999999", "1e4999", "1" + ",000" * 3000,
-    r"0.\overline{" + "7" * 4000, " " * 15_000 + "2",
+    r"\sqrt[999999999]{2}", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000, r"\frac{1}{" * 300 + "2" + "}" * 300,
+    r"\text{" * 5000, r"\boxed{" * 2000, "|" * 5000, "a+" * 500_000 + "1", "9" * 15_000, "1e999999999", "1e4999",
+    "1" + ",000" * 3000, r"0.\overline{" + "7" * 4000, " " * 15_000 + "2",
     r"\begin{pmatrix}" + SYMBOLS + r"\end{pmatrix}", ",".join(map(str, range(4000))), "\\" * 15_000, "e " * 9000,
     r"\{" + ",".join(rf"\sqrt{{{i}}}" for i in range(1500)) + r"\}", r"\cup".join(f"({i},{i + 1})" for i in range(1500)),
     "+".join(["(x+1/3)^{400}"] * 600), "\x00\x001", "\ud800\udfff"]
@@ -461,8 +461,8 @@ def test_nothing_is_run_as_code(tmp_path):
     assert os.listdir(tmp_path) == ["audit.py"]
 
 
-PIECES = [*r"""\frac { } ( ) [ ] ^ _ \sqrt 1 23 0 x y n \pi e i + - * / , = < \le \infty \cup \{ \} | ! % ^\circ \text{ \text{\ cm}
-\pm & \\ \sin \begin{pmatrix} \end{pmatrix} \log_ \ln \binom \lfloor \rfloor 99999 e5 . : and or \$ \left( \right) \in
+PIECES = [*r"""\frac { } ( ) [ ] ^ _ \sqrt 1 23 0 x y n \pi e i + - * / , = < \le \infty \cup \{ \} | ! % ^\circ \text{
+\text{\ cm} \pm & \\ \sin \begin{pmatrix} \end{pmatrix} \log_ \ln \binom \lfloor \rfloor 99999 e5 . : and or \$ \left( \right) \in
 \mathbb{R} ² ½ \overline{3} '
 \arctan \setminus f( \cdot \ge \ne \approx \emptyset""".split(), " ", "\x00", "\ud800"]
 
