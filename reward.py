@@ -31,6 +31,7 @@ import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache, lru_cache, reduce
@@ -197,8 +198,10 @@ def is_equivalent(prediction, answer):
         return Fraction(a) == Fraction(b)
     (a_words, a_is_text), (b_words, b_is_text) = words(a), words(b)
     a, b = MEANINGS.get(a_words, a), MEANINGS.get(b_words, b)
+    if choice(a) == choice(b) is not None and any(len("".join(w or "")) == 1 for w in (a_words, b_words)):
+        return True
     if (a_is_text or b_is_text) and not {a_words, b_words} & MEANINGS.keys():
-        return a_words == b_words is not None or choice(a) == choice(b) is not None
+        return a_words == b_words is not None
     Work.left = budget
     try:
         x, y = parse(a), parse(b)
@@ -211,15 +214,15 @@ def is_equivalent(prediction, answer):
 
 # ---- text --------------------------------------------------------------------------------------------------------
 
-UNICODE = str.maketrans({
-    "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "\\div ", "°": "^\\circ ",
-    "º": "^\\circ ", "˚": "^\\circ ", "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ",
-    "≈": "\\approx ", "∪": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "π": "\\pi ",
-    "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ",
-    "φ": "\\phi ", "ℝ": "\\mathbb{R} ", "½": "\\frac12 ", "¼": "\\frac14 ", "¾": "\\frac34 ", "⅓": "\\frac13 ",
-    "⅔": "\\frac23 ", "′": "'", "’": "'", "“": "", "”": "", "€": "", "£": ""})
+UNICODE = str.maketrans({spelling: new for spellings, new in {
+    "− – — ‑ －": "-", "× ✕": "\\times ", "· ⋅ ∙ •": "\\cdot ", "÷": "\\div ", "⁄": "/", "° º ˚": "^\\circ ", "√": "\\sqrt ",
+    "∞": "\\infty ", "≤ ⩽": "\\le ", "≥ ⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap ",
+    "∖": "\\setminus ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "ℝ": "\\mathbb{R} ", "ℤ": "\\mathbb{Z} ",
+    "ℕ": "\\mathbb{N} ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ",
+    "⟩": "\\rangle ", "∠": "\\angle ", "△": "\\triangle ", "′ ’": "'", "“ ” € £": ""}.items() for spelling in spellings.split()})
 SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
-FUNCTIONS = "arcsin arccos arctan arccot sinh cosh tanh sin cos tan cot sec csc log ln lg exp sqrt".split()
+FUNCTIONS = """arcsinh arccosh arctanh arcsin arccos arctan arccot sinh cosh tanh coth sech csch sin cos tan cot sec csc log ln
+lg exp sqrt""".split()
 
 
 def compiled(*spellings):
@@ -228,7 +231,8 @@ def compiled(*spellings):
 
 
 LATEX = compiled(
-    r"^\\(?:boxed|fbox)\s*\{(.*)\}$", r"\1", r"\\(?:[dtcs]|nice)frac@", r"\\frac", r"\\[dt]binom@", r"\\binom",
+    r"^\\(?:boxed|fbox)\s*\{(.*)\}$", r"\1", r"\{\}(?= *\^)", "", r"\\R@", r"\\mathbb{R}",
+    r"\\(?:[dtcs]|nice)frac@", r"\\frac", r"\\[dt]binom@", r"\\binom",
     r"\\frac\s*\{(\\(?:text|mathrm)\{[^{}]*\})\}\s*\{(\\(?:text|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?)\}", r"\1/\2",     # m/s
     r"\{([^{}]*)\\over@([^{}]*)\}", r"\\frac{\1}{\2}", r"\{([^{}]*)\\choose@([^{}]*)\}", r"\\binom{\1}{\2}",
     r"(?<=\d)\s*(?:\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\!)\s*(?=\d{3}(?!\d))", "",             # 1\!,\!234 1\,234
@@ -242,16 +246,19 @@ LATEX = compiled(
     r"\\lt@", "<", r"\\gt@", ">", r"\\le(?:qslant|qq|q)?@", "≤", r"\\ge(?:qslant|qq|q)?@", "≥", r"\\neq?@", "≠",
     r"\\equiv@", "=", r"\\(?:approx|simeq)@", "≈", r"\\bigcup@", r"\\cup",
     r"\\(?:lor|vee)@", " or ", r"\\(?:land|wedge)@", " and ",
-    r",? *(?:\\text\{ *)?(?:for|where) (?:all|every|any)\b.*$|, *[a-z] *∈ *\\mathbb *\{?[ZN]\}?$", "")     # for all x
+    r",? *(?:\\text\{ *)?(?:for|where) (?:all|every|any)\b.*$", "", r"^([^<>≤≥]*), *[a-z] *∈ *\\mathbb *\{?Z\}?$", r"\1")
 OTHERS = compiled(
     r"(?<!\\)\$", "", r"[~ ]+", " ", r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "",                      # 1{,}234
     r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda found: found[0].replace(" ", ""),        # 1 234
     r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}",                             # 1 1/2
     r"<=", "≤", r">=", "≥", r"!=", "≠", r"\*\*", "^", r"\bnp\.", "", r"\b([apAP])\. ?([mM])\b\.?", r"\1\2",
-    r"\b(sq|cu)\.", r"\1", r"° ?[CF]\b", "°", r"\((\d[\dA-Z.]*)\)(?=_)", r"\1", r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ")
+    r"\b(sq|cu)\.", r"\1", r"° ?[CF]\b", "°", r"[({](\d[\dA-Z.]*)[)}](?=_)", r"\1",
+    r"(?<=\d) *(?:\\text\{)? *\(?base (\d+)\)?\}?$", r"_\1", r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times ", r"\+/?-", r"\\pm ",
+    r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ")
 DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
 TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 MEANINGS = {("no solution",): "\\{\\}", ("no solutions",): "\\{\\}", ("empty set",): "\\{\\}", ("infinity",): "\\infty",
+            ("no real solution",): "\\{\\}", ("no real solutions",): "\\{\\}",
             ("all real numbers",): "\\mathbb{R}", ("all reals",): "\\mathbb{R}"}
 MEANINGS |= {(word,): str(value) for value, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve".split())}
@@ -262,12 +269,19 @@ def clean(text):
     text = " ".join(text.split())
     if not text.isascii():
         text = re.sub("[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda found: f"^{{{found[0].translate(SMALL)}}}", text)
-        text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(SMALL)}}}", text).translate(UNICODE)
+        text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(SMALL)}}}", text)
+        text = re.sub("[¼-¾⅐-⅞]", lambda found: "\\frac{%s}{%s}" % (*unicodedata.normalize("NFKC", found[0]).split("⁄"),), text)
+        text = re.sub("[Α-Ωα-ω]", greek, text).translate(UNICODE)
     if not text.isalnum():
         for pattern, new in LATEX * ("\\" in text) + OTHERS:
             text = pattern.sub(new, text)
     text = text.lstrip(" ,;:").rstrip()
     return text if text.endswith("...") else text.rstrip(" .,;:\\")
+
+
+def greek(found):
+    *_, size, _, name = unicodedata.name(found[0]).replace("FINAL ", "").split()  # GREEK SMALL LETTER LAMDA
+    return f"\\{(name.lower() if size == 'SMALL' else name.capitalize()).replace('amda', 'ambda')} "
 
 
 def words(text):
@@ -280,14 +294,15 @@ def words(text):
         return None, False
     items = [re.sub(r"^(?:a|an|the|option|choice|answer) ", "", " ".join(re.findall(r"[a-z']+", item)))
              for item in re.split(r"[,&]|\band\b|\bor\b", bare.lower())]
-    is_text = bare != text and "\\mathrm" not in text or re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)
-    return tuple(sorted(item for item in items if item)), bool(is_text) and bare not in FUNCTIONS
+    is_text = bare != text and "\\mathrm" not in text or re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare) and \
+        not re.fullmatch(f"(?:{'|'.join(FUNCTIONS)})[a-z]?", bare)
+    return tuple(sorted(item for item in items if item)), bool(is_text)
 
 
 def choice(text):
-    r"""B of B, (B), \text{(B) } 12 and (B) ellipse, else None."""
-    found = re.match(r"\s*\(?([A-J])(?:$|\))", TEXT.sub(r"\1", text))
-    return found and found[1]
+    r"""B of B, (B), \text{B. } 12 and (B) ellipse, else None; also of (B) or (C)."""
+    found = re.fullmatch(r"\(?([A-J])(?:[).:]?|[).:] ?([\w\\].*))", TEXT.sub(r"\1", text).strip())
+    return found and not re.search(r"\([A-J]\)|,|\b(?:and|or|not|is)\b", found[2] or "") and found[1] or None
 
 
 def plain(text):
@@ -303,11 +318,12 @@ circ star partial nabla perp parallel sum prod int lim max min""".split()
 UNITS = {alias: names.split()[0] for names in """mm millimeter millimetre|cm centimeter centimetre|m meter metre
 km kilometer kilometre|inch inches in|foot feet ft|yard yd|mile mi|second sec s|minute min|hour hr h|day|week|month|year yr
 mg milligram|gram gm g|kilogram kg|pound lb|ounce oz|ton|liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro
-degree|percent percentage pct|radian rad|mph|am|pm|nm|ev|hz|mol|unit|j|n|w|v|a|k|c""".replace("\n", "|").split("|")
+degree deg|percent percentage pct|radian rad|mph|am|pm|nm|ev|hz|mol|unit|j|n|w|v|a|k|c""".replace("\n", "|").split("|")
     for alias in names.split()}
-SURE_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz"}  # the other short ones may be products: 3 mg
-SAYING = set("""squared cubed factorial half halves third thirds quarter quarters fourth fourths plus minus times less more than
-not no is are does if when where for mod except wrong""".split())  # words that change a value, unlike units and what is counted
+SURE_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz", "yr", "oz"}  # other short ones may be products: 3 mg
+SAYING = set("""squared cubed factorial half halves third thirds quarter quarters fourth fourths fifths sixths eighths tenths
+hundredths plus minus times less more greater least most below above negative doubled divided root pi infinity not no is are
+does false wrong incorrect undefined if when where for mod except""".split())  # words that change a value, unlike units
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?")
 TOKEN = re.compile(rf"""(?P<text>{TEXT.pattern})
@@ -361,10 +377,10 @@ def text_tokens(content, thousands, after_value):
 def letter_tokens(run, after_space, after_word):
     """A run of two letters or more: a separator, words, or a product of variables."""
     low = run.lower()
-    unit = low.removesuffix("s") if len(run) > 3 else low
+    unit = low if low in UNITS else low.removesuffix("s")
     if run in ("and", "or"):
         return [(",", run)]
-    if run == "pi" or low in ("inf", "infinity"):
+    if run == "pi" or low in ("inf", "infinity", "oo"):
         return [("name", "\\pi" if run == "pi" else "\\infty")]
     is_unit = unit in UNITS and len(unit) > 2 or unit in SURE_UNITS or after_space and unit in ("am", "pm", "sq", "cu")
     is_word = after_space and len(run) > 3 and run.islower() and list(run) != sorted(run)  # not abcd
@@ -379,6 +395,8 @@ def parse(text, thousands=True):
     tree = parser.values()
     parser.take("")
     answers = both_signs(tree) if "\\pm" in text or "\\mp" in text else [tree]
+    if kind(tree) == "rel" and tree[1] == ("≠",) and len(answers) > 1:
+        return ("both", *answers)
     return answers[0] if len(answers) == 1 else ("list", *answers)
 
 
@@ -412,9 +430,11 @@ class Parser:
             while separator := self.skip(",", ";"):
                 separators.add(separator)
             items.append(self.relation())
-        if len(items) > 1 and "or" not in separators and all(kind(x) == "rel" and not {"=", "≈"} & {*x[1]} for x in items):
-            return ("both", *items)  # x > 1 and x < 2
-        return items[0] if len(items) == 1 else ("list", *items)
+        if len(items) == 1:
+            return items[0]
+        if all(kind(x) == "rel" and not {"=", "≈"} & {*x[1]} for x in items):
+            return ("union" if "or" in separators else "both", *items)  # x > 1 and x < 2
+        return ("set" if "or" in separators else "list", *items)
 
     def relation(self):
         """2 < x ≤ 3"""
@@ -428,8 +448,8 @@ class Parser:
 
     def union(self):
         node = self.ratio()
-        while op := self.skip("\\cup", "\\setminus", "\\backslash"):
-            node = ("union" if op == "\\cup" else "minus", node, self.ratio())
+        while op := self.skip("\\cup", "\\cap", "\\setminus", "\\backslash"):
+            node = ({"\\cup": "union", "\\cap": "both"}.get(op, "minus"), node, self.ratio())
         return node
 
     def ratio(self):
@@ -441,21 +461,23 @@ class Parser:
 
     def unit(self, node):
         """The words after a value; same_quantities() says which of them matter."""
-        phrase = []
+        phrase, sign = [], ""
         while self.next == "word" or phrase and self.next in ("/", "\\cdot", "^"):
             if self.skip("^"):
                 phrase[-1] += str(self.argument())
-            elif not self.skip("/", "\\cdot"):
-                phrase += re.findall(r"[^\W\d]+(?:\^?\{?-?\d)?", self.take("word").lower().replace("mph", "miles per hour"))
-            elif self.next == "name":  # km/h
-                phrase.append(self.take("name").lower())
+            elif not self.skip("\\cdot"):
+                text = self.take("word", "/").lower().replace("mph", "miles per hour").replace("per ", "/")
+                text += self.take("name").lower() if text == "/" and self.next == "name" else ""  # km/h
+                for word in re.findall(r"/|[^\W\d]+(?:\^?\{?-?\d)?", text):
+                    sign = "-" if word == "/" else sign
+                    phrase += [sign + word] if word != "/" else []
         if SAYING & {*phrase}:
             raise ValueError("words that say more than a unit")
         while phrase and phrase[0] in SCALES:
             node = ("*", node, Fraction(SCALES[phrase.pop(0)]))
         if len(phrase) > 1 and phrase[0] in ("sq", "square", "cu", "cubic"):
             phrase[:2] = [phrase[1] + ("2" if phrase[0][0] == "s" else "3")]
-        phrase = tuple(unit_name(word) for word in phrase if word not in ("per", "a", "an", "of", "the"))
+        phrase = tuple(unit_name(word) for word in phrase if word not in ("a", "an", "of", "the", "radian", "radians"))
         return ("unit", node[1] + phrase, node[2]) if is_quantity(node) else ("unit", phrase, node) if phrase else node
 
     def sum(self):
@@ -468,7 +490,10 @@ class Parser:
                 terms.append(negative(term) if sign == "-" else ("pm", 1, term) if sign == "\\pm" else
                              ("pm", -1, term) if sign == "\\mp" else term)
             if not (sign := self.skip("+", "-", "\\pm", "\\mp")):
-                return terms[0] if len(terms) == 1 else ("+", *terms)
+                break
+        if len({x[:2] + (len(x),) if kind(x) == "matrix" else x for x in terms}) == 1 and kind(terms[0]) == "matrix":
+            return (*terms[0][:2], *(("+", *entries) for entries in zip(*map(parts, terms))))
+        return terms[0] if len(terms) == 1 else ("+", *terms)
 
     def term(self):
         r"""2x \cdot 3/4. From left to right: 1/2x is (1/2)x. A whole number before a proper fraction is a sum: 6\frac{1}{6}."""
@@ -488,6 +513,8 @@ class Parser:
                 match above[-1], self.factor():
                     case (Fraction() as whole, ("/", Fraction() as a, Fraction() as b) as part) if mixed and 0 < a < b:
                         above[-1] = ("+", whole, part)
+                    case (Fraction() as whole, ("unit", words, ("/", Fraction(), Fraction()) as part)) if mixed:
+                        above[-1] = ("unit", words, ("+", whole, part))
                     case (_, factor):
                         above.append(factor)
             else:
@@ -506,7 +533,7 @@ class Parser:
                     raise ValueError("double factorial")
                 node = ("fn", "factorial", node)
             elif sign := self.skip("%", "°", "\\$"):
-                node = ("unit", ({"%": "percent", "°": "degree", "\\$": "dollar"}[sign],), node)
+                node = ("unit", ({"%": "percent1", "°": "degree1", "\\$": "dollar1"}[sign],), node)
             else:
                 return node
 
@@ -568,7 +595,9 @@ class Parser:
             case "fn":
                 return self.function(text)
             case "\\$":
-                return ("unit", ("dollar",), self.signed())
+                sign = self.skip("-")
+                node = ("unit", ("dollar1",), self.term())
+                return negative(node) if sign else node
             case "begin":
                 return self.matrix(text)
         raise ValueError(f"unexpected {text}")
@@ -643,13 +672,13 @@ FACTORS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$"
 
 
 def unit_name(word):
-    """cm for centimeters, s2 for s^{-2}; other words without their plural s."""
-    found = re.fullmatch(r"([^\W\d]+)\W*(?:([23])|1)?", word)
+    """cm1 for centimeters, s-2 for s^{-2} and, after a slash, for -s^2; other words without their plural s."""
+    found = re.fullmatch(r"(-?)([^\W\d]+)\W*?(-?[123]|)", word)
     if not found:
         raise ValueError(f"{word} as a unit")
-    word, power = found[1], found[2] or ""
+    sign, word, power = found.groups()
     single = word.removesuffix("s")
-    return (UNITS.get(word) or UNITS.get(single) or single or word) + power
+    return (UNITS.get(word) or UNITS.get(single) or single or word) + str(int(power or 1) * (-1 if sign else 1))
 
 
 def number(text):
@@ -721,18 +750,18 @@ def negative(x):
             return -x
         case ("base", digits, base):
             return ("base", digits[1:] if digits[0] == "-" else "-" + digits, base)
-        case ("unit" | "matrix", *_):
+        case ("unit" | "matrix", *_) | ("tuple", "(", ")", *_):
             return rebuilt(x, negative)
     return ("neg", x)
 
 
 def product(factors):
-    """Product of trees; a matrix takes the others into its entries."""
-    matrices = [x for x in factors if kind(x) == "matrix"]
+    """Product of trees; a matrix or vector takes the others into its entries."""
+    matrices = [x for x in factors if kind(x) == "matrix" or kind(x) == "tuple" and x[1:3] == ("(", ")")]
     if len(factors) > 1 and any(kind(x) == "word" for x in factors):
         raise ValueError("words in a formula")
     if len(matrices) == 1 and len(factors) > 1:
-        others = [x for x in factors if kind(x) != "matrix"]
+        others = [x for x in factors if x is not matrices[0]]
         return rebuilt(matrices[0], lambda x: product([*others, x]))
     return factors[0] if len(factors) == 1 else ("*", *factors)
 
@@ -750,6 +779,7 @@ def both_signs(tree):
     def spread(x):
         signs = {y[1] for y in nodes(x) if isinstance(y, tuple) and y[0] == "pm"}
         if kind(x) == "tuple" and signs == {1}:  # (±3, ±2) is four points
+            Work.spend(2 ** sum(isinstance(y, tuple) and y[0] == "pm" for y in nodes(x)))
             return [(*x[:3], *entries) for entries in product_of(*map(spread, parts(x)))]
         return [choose(x, 1), choose(x, -1)] if signs else [x]
     return [y for x in (parts(tree) if kind(tree) == "list" else [tree]) for y in spread(x)]
@@ -772,9 +802,10 @@ def same(a, b):
     if kinds == {"tuple"}:
         return (a[1:3] == b[1:3] or len(a) > 5) and same_in_order(parts(a), parts(b))
     if kinds == {"tuple", "list"}:  # a tuple without its brackets
-        return ("(", ")") in (a[1:3], b[1:3]) and same_in_order(parts(a), parts(b))
-    if kinds == {"list"} and labels(a) != labels(b) and 0 in (labels(a), labels(b)):  # x = 2, y = 1 and 2, 1
-        return same_in_order(parts(a), parts(b))
+        return ("(", ")") in (a[1:3], b[1:3]) and labels(a) == sorted(labels(a)) and labels(b) == sorted(labels(b)) and \
+            same_in_order(parts(a), parts(b))
+    if kinds == {"list"} and bool(labels(a)) != bool(labels(b)):  # x = 2, y = 1 are 2, 1 but not 1, 2
+        return labels(a) == sorted(labels(a)) and labels(b) == sorted(labels(b)) and same_in_order(parts(a), parts(b))
     if kinds & {"list", "set"}:
         return "tuple" not in kinds and same_in_any_order(members(a), members(b))
     if is_quantity(a) or is_quantity(b):
@@ -818,9 +849,9 @@ def same_or_unlike(x, y):
 
 
 def labels(x):
-    """How many different names a list's equations have: 2 for x = 1, y = 2; 0 for less than 2."""
-    names = {y[2] for y in parts(x) if kind(y) == "rel" and y[1] == ("=",)}
-    return len(names) if len(names) > 1 else 0
+    """The names in a list's equations, if there are several: ["x", "y"] of x = 1, y = 2."""
+    names = [str(y[2]) for y in parts(x) if kind(y) == "rel" and y[1] == ("=",)]
+    return names if len({*names}) > 1 else []
 
 
 def members(x):
@@ -895,7 +926,7 @@ def forwards(relation):
 
 def subject(relation):
     """What an inequality is about: x in 2 < x < 3; None if that isn't clear."""
-    names = [side for side in relation[2:] if is_name(side)]
+    names = [side[2] if side[:2] == ("fn", "abs") else side for side in relation[2:] if is_name(side)]
     return names[0] if len(names) == 1 else None
 
 
@@ -945,7 +976,7 @@ def contains(x, t, rank):
 def solved(x):
     """The set of reals for which a relation with a name on one side holds, or one of several. Raises ValueError on others."""
     match forwards(x) if kind(x) == "rel" else x:
-        case ("list", *pieces) if all(kind(piece) == "rel" for piece in pieces):  # x < 1 or x > 2
+        case ("list", *pieces) if all(kind(piece) == "rel" for piece in pieces):  # x < 1, x = 2
             return ("union", *pieces)
         case ("rel", ("∈",), name, whole) if is_name(name):
             return whole
@@ -980,9 +1011,18 @@ CONSTANTS = {"e": lambda: +MP.e, "i": lambda: MP.j, "\\pi": lambda: +MP.pi, INFI
 
 class Point(NamedTuple):
     """Where formulas are evaluated: it gives every variable a value."""
-    index: int            # of a number of random points; of four, the third is negative
+    index: int            # of a number of random points
+    negative: str = ""    # the variable that is negative there, if there is one
     whole: bool = False   # variables are positive integers: formulas with n! or floors hold for these
     log10: bool = False   # log without a base is log10, not ln
+
+
+def real_points(free):
+    """Positive ones, and one with each in turn of two variables negative: sqrt(ab) is sqrt(a) sqrt(b) unless both are. Names
+    with a subscript are taken to be positive: r_0."""
+    names = sorted(name for name in map(str, free) if "_" not in name)
+    negative = [Point(i, name) for name in {*names[:1], *names[-1:]} for i in (2, 4)]
+    return [Point(0), Point(1), Point(3), *negative] if free else [Point(0)]
 
 
 def same_quantities(a, b):
@@ -990,9 +1030,9 @@ def same_quantities(a, b):
     units, one the words of the other: 3 right triangles, 3 triangles. 50% is 50 and 0.5, and 90 degrees are 90 and pi/2."""
     (one, x), (other, y) = ((n[1], n[2]) if is_quantity(n) else ((), n) for n in (a, b))
     if one and other:
-        known = {*UNITS.values()}.issuperset(word.rstrip("23") for word in one + other)
+        known = {*UNITS.values()}.issuperset(word.rstrip("-123") for word in one + other)
         return ({*one} == {*other} if known else {*one} <= {*other} or {*other} <= {*one}) and same(x, y)
-    return same(x, y) or (one + other)[0] in ("degree", "percent") and kind(x) == kind(y) == "scalar" and same_numbers(a, b)
+    return same(x, y) or (one + other)[0] in ("degree1", "percent1") and kind(x) == kind(y) == "scalar" and same_numbers(a, b)
 
 
 def same_numbers(a, b):
@@ -1003,7 +1043,7 @@ def same_numbers(a, b):
     used = {x[:2] if x[0] == "fn" else x[0] for tree in (a, b) for x in nodes(tree) if isinstance(x, tuple)}
     discrete = bool(free) and bool(used & {("fn", name) for name in ("factorial", "binom", "floor", "ceil")})
     real = not discrete or any(x[0] in "xyztuvw" for x in free)
-    points = [Point(i) for i in (range(4) if free else range(1))] * real + [Point(i, whole=True) for i in range(12)] * discrete
+    points = real_points(free) * real + [Point(i, whole=True) for i in range(12)] * discrete
     tiny = used <= {"*", "/", "^", "neg", "unit", *(("fn", name) for name in ("root", "factorial", "binom", "abs"))}
     return any(all(same_at(a, b, point._replace(log10=log10), tiny) for point in points)
                for log10 in ((False, True) if ("fn", "log") in used else (False,)))
@@ -1011,19 +1051,18 @@ def same_numbers(a, b):
 
 def same_at(a, b, point, tiny):
     """tiny: small numbers are meant to be small, as there is no sum whose digits can have cancelled."""
-    negative_point = point.index == 2 and not point.whole  # doesn't count where it leaves both without a real value: ln(x)
     for MP.dps, digits in PRECISIONS:
         try:
             x, y = evaluate(a, point), evaluate(b, point)
         except ArithmeticError:
-            if negative_point:
+            if point.negative:
                 return True
             raise
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             return x == y
         Work.inexact += 1
-        if negative_point and not is_real(x) and not is_real(y):
-            return True
+        if point.negative and not is_real(x) and not is_real(y):
+            return True  # ln(x) and sqrt(x) are for positive x
         if not close(x, y, digits, tiny):
             return False
     return True
@@ -1045,7 +1084,7 @@ def proportional(f, g, positive):
     if not variables(f) or not variables(g):
         return False
     MP.dps, digits = PRECISIONS[-1]
-    (f0, g0), *values = [(evaluate(f, Point(i)), evaluate(g, Point(i))) for i in (0, 1, 2, 3, 6)]
+    (f0, g0), *values = [(evaluate(f, p), evaluate(g, p)) for p in real_points(variables(f) | variables(g))]
     if f0 == 0 or g0 == 0 or positive and (inexact(f0) / inexact(g0)).real < 0:
         return False
     return all(times(x, g0) == times(y, f0) or close(times(x, g0), times(y, f0), digits) for x, y in values)
@@ -1075,20 +1114,19 @@ def evaluate(x, point):
         case ("app", name, _):
             return variable(f"{name}({MP.nstr(inexact(values[0]), 15)})", point)
         case ("unit", words, _):
-            return times(values[0], {("percent",): Fraction(1, 100), ("degree",): MP.pi / 180}.get(words, Fraction(1)))
+            return times(values[0], {("percent1",): Fraction(1, 100), ("degree1",): MP.pi / 180}.get(words, Fraction(1)))
     raise ValueError(f"{x[0]} has no value")
 
 
 @lru_cache(4096)
 def variable(name, point):
-    """A random value that depends on name and point only: in (0.1, 0.9), (1.1, 2.9), (-2.9, -1.1), (4, 40); or whole.
-    What has a subscript or is no plain letter is taken to be positive: r_0, \\omega."""
+    """A random value that depends on name and point only: in (0.1, 0.9), (1.1, 2.9) or (40, 400), or whole."""
     rng = random.Random(f"{name} {point.index}")
     if point.whole:
-        return Fraction(rng.randint(2, 40))
-    low, high = ((1, 9), (11, 29), (-29, -11), (40, 400))[point.index % 4]
+        return Fraction(rng.randint(1, (8, 40, 300)[point.index % 3]))
+    low, high = ((1, 9), (11, 29), (11, 29), (400, 4000), (400, 4000))[point.index]
     value = Fraction(rng.randint(low << 30, high << 30), 10 << 30)
-    return value if len(name) == 1 else abs(value)
+    return -value if name == point.negative else value
 
 
 def inexact(x):

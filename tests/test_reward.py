@@ -139,6 +139,23 @@ a:b = 2:3  ~  2:3  ;;  (x,y)=\left(-\frac{13}{96},\frac{13}{40}\right)  ~  -\dfr
 14 \text{ right triangles}  ~  14\text{ triangles}  ;;  9.8\ \mathrm{m/s^2}  ~  9.8 \text{ m/s}^2
 \angle BEA_1=90, \angle AEB_1=90  ~  \angle B E A_{1}=90,\angle A E B_{1}=90
 \{x \in \mathbb{R} : x > 3\}  ~  (3,\infty)  ;;  60 mph  ~  60\text{ miles per hour}
+33\frac13\%  ~  \frac{100}{3}\%  ;;  33 1/3\%  ~  33\frac13\%  ;;  12\frac12\%  ~  12.5\%  ;;  6\frac14\%  ~  0.0625
+67\frac12^\circ  ~  67.5  ;;  \$2\frac12  ~  2.5  ;;  x<1 \text{ or } x>3  ~  x\in(-\infty,1)\cup(3,\infty)
+|x|<1  ~  -1<x<1  ;;  |x|\le2  ~  x\in[-2,2]  ;;  |x|>1  ~  x<-1 or x>1  ;;  (B) 12  ~  B  ;;  \textbf{(B)}\ 12  ~  B
+\textbf{(E) }\frac{25}{8}  ~  E  ;;  B. 12  ~  \text{(B)}  ;;  B. circle  ~  B
+x \neq \pm 1  ~  \mathbb{R}\setminus\{-1,1\}  ;;  x\ne\pm1  ~  x\ne1, x\ne-1  ;;  Δ+ε  ~  \Delta+\epsilon
+ρgh  ~  \rho gh  ;;  ⌊x⌋  ~  \lfloor x\rfloor  ;;  x ⩽ 3  ~  x\le 3  ;;  —5  ~  -5  ;;  ⅛  ~  \frac18
+3 x 10^8  ~  3\times10^8  ;;  {1011}_2  ~  1011_2  ;;  1011 base 2  ~  1011_2  ;;  1011\text{ (base 2)}  ~  1011_2
+24 hrs  ~  24  ;;  5 lbs  ~  5\text{ pounds}  ;;  3 yrs  ~  3\text{ years}  ;;  45 deg  ~  45^\circ
+\pi/4\text{ radians}  ~  45^\circ  ;;  20\ {}^\circ\text{C}  ~  20  ;;  \sqrt{ab}  ~  \sqrt a\sqrt b
+(ab)^{1/2}  ~  a^{1/2}b^{1/2}  ;;  \sqrt{\frac mk}  ~  \frac{\sqrt{mk}}{k}  ;;  \ln(ab)  ~  \ln a+\ln b
+(0,\infty)\cap(-1,3)  ~  (0,3)  ;;  \R\setminus\{0\}  ~  x\ne 0  ;;  (-oo,3)  ~  (-\infty,3)  ;;  2(1,2)  ~  (2,4)
+-(1,2)  ~  (-1,-2)  ;;  \frac12(1,2)  ~  (1/2,1)
+\begin{pmatrix}1\\2\end{pmatrix}+\begin{pmatrix}3\\4\end{pmatrix}  ~  \begin{pmatrix}4\\6\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix}+t\begin{pmatrix}1\\2\end{pmatrix}  ~  \begin{pmatrix}1+t\\2+2t\end{pmatrix}
++/-3  ~  \pm3  ;;  \coth x  ~  \frac{\cosh x}{\sinh x}  ;;  \operatorname{sech}x  ~  1/\cosh x
+\operatorname{arcsinh}(1)  ~  \ln(1+\sqrt2)  ;;  sinx  ~  \sin x  ;;  \text{no real solutions}  ~  \emptyset
+5\text{ m/s}  ~  5\text{ m s}^{-1}  ;;  x=2,y=1  ~  (2,1)  ;;  1 \text{ or } 2  ~  2, 1
 """
 DIFFERENT = r"""
 12  ~  12_5  ;;  7  ~  12_5  ;;  12_5  ~  12_6  ;;  5\text{ cm}  ~  5\text{ m}  ;;  \$5  ~  5 \text{ cents}
@@ -189,6 +206,15 @@ x<1 \text{ and } x>2  ~  (-\infty,1)\cup(2,\infty)  ;;  [1,4]  ~  1,4  ;;  [0,1)
 2^{30000}  ~  2^{30000}+1  ;;  \frac{2^{30000}-1}{3}  ~  \frac{2^{30000}}{3}  ;;  1-2^{-20240}  ~  1  ;;  TEN  ~  NET
 \angle ABC  ~  \angle BAC  ;;  \{1:2\}  ~  2  ;;  n!!  ~  (n!)!  ;;  \pi(r)  ~  \pi
 \arccos(\cos x)  ~  \left|x\right|
+33\frac13\%  ~  11\%  ;;  67\frac12^\circ  ~  33.5^\circ  ;;  \$2\frac12  ~  1  ;;  (A) and (B)  ~  (A)
+(A), (C)  ~  (A)  ;;  \text{(A) or (B)}  ~  A  ;;  (A)(C)  ~  \text{(A)}  ;;  (A) is wrong  ~  (A)
+(C)^2  ~  \text{(C)}  ;;  y=2, x=3  ~  (2,3)  ;;  b=1, a=2  ~  (1,2)  ;;  5 or 6  ~  (5,6)  ;;  x=1 or x=2  ~  (1,2)
+x>3, x \in \mathbb{Z}  ~  x>3  ;;  k\pi, k\in\mathbb{Z}  ~  k\pi, k\in\mathbb{N}  ;;  |x+3|  ~  x+3  ;;  |x+50|  ~  x+50
+|x-50|  ~  50-x  ;;  y=|x+50|  ~  y=x+50  ;;  |\theta|  ~  \theta  ;;  \binom{n}{45}  ~  0
+\lfloor\frac{n}{100}\rfloor  ~  0  ;;  5\text{ m s}  ~  5\text{ m/s}  ;;  5\text{ cm/s}  ~  5\text{ s/cm}
+5\text{ miles per hour}  ~  5\text{ hours per mile}  ;;  5\text{ s}^{-1}  ~  5\text{ s}
+5\text{ m}^{-2}  ~  5\text{ m}^2  ;;  5\text{ tenths}  ~  5  ;;  5\text{ at most}  ~  5  ;;  5 incorrect  ~  5
+5\text{ negative}  ~  5  ;;  x > 1  ~  x \ge 1, x \ne 2  ;;  (0,\infty)\cap(-1,3)  ~  (-1,3)  ;;  -(1,2)  ~  (1,2)
 """
 
 
@@ -422,7 +448,7 @@ HOSTILE = [
     "1" + ",000" * 3000, r"0.\overline{" + "7" * 4000, " " * 15_000 + "2",
     r"\begin{pmatrix}" + SYMBOLS + r"\end{pmatrix}", ",".join(map(str, range(4000))), "\\" * 15_000, "e " * 9000,
     r"\{" + ",".join(rf"\sqrt{{{i}}}" for i in range(1500)) + r"\}", r"\cup".join(f"({i},{i + 1})" for i in range(1500)),
-    "+".join(["(x+1/3)^{400}"] * 600), "\x00\x001", "\ud800\udfff"]
+    "+".join(["(x+1/3)^{400}"] * 600), "\x00\x001", "\ud800\udfff", "(" + ",".join([r"\pm1"] * 40) + ")"]
 CODE = ["__import__('os').system('touch owned')", "().__class__.__bases__[0].__subclasses__()", "exec(\"open('owned','w')\")",
         "open('owned', 'w')", "eval(compile('1','','eval'))", "{1:2}.__class__", "lambda: 0", "Symbol('x')", "f'{1}'",
         "x;import os", "{{7*7}}", "\\input{/etc/passwd}"]
@@ -462,8 +488,8 @@ def test_nothing_is_run_as_code(tmp_path):
 
 
 PIECES = [*r"""\frac { } ( ) [ ] ^ _ \sqrt 1 23 0 x y n \pi e i + - * / , = < \le \infty \cup \{ \} | ! % ^\circ \text{
-\text{\ cm} \pm & \\ \sin \begin{pmatrix} \end{pmatrix} \log_ \ln \binom \lfloor \rfloor 99999 e5 . : and or \$ \left( \right) \in
-\mathbb{R} ² ½ \overline{3} '
+\text{\ cm} \pm & \\ \sin \begin{pmatrix} \end{pmatrix} \log_ \ln \binom \lfloor \rfloor 99999 e5 . : and or \$ \left( \right)
+\in \mathbb{R} ² ½ \overline{3} '
 \arctan \setminus f( \cdot \ge \ne \approx \emptyset""".split(), " ", "\x00", "\ud800"]
 
 
