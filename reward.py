@@ -216,8 +216,8 @@ def is_equivalent(prediction, answer):
 
 UNICODE = str.maketrans({spelling: new for spellings, new in {
     "− – — ‑ －": "-", "× ✕": "\\times ", "· ⋅ ∙ •": "\\cdot ", "÷": "\\div ", "⁄": "/", "° º ˚": "^\\circ ", "√": "\\sqrt ",
-    "∞": "\\infty ", "≤ ⩽": "\\le ", "≥ ⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap ",
-    "∖": "\\setminus ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "ℝ": "\\mathbb{R} ", "ℤ": "\\mathbb{Z} ",
+    "∞": "\\infty ", "≤ ⩽": "\\le ", "≥ ⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∈": "\\in ", "∪": "\\cup ",
+    "∩": "\\cap ", "∖": "\\setminus ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "ℝ": "\\mathbb{R} ", "ℤ": "\\mathbb{Z} ",
     "ℕ": "\\mathbb{N} ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ",
     "⟩": "\\rangle ", "∠": "\\angle ", "△": "\\triangle ", "′ ’": "'", "“ ” € £": ""}.items() for spelling in spellings.split()})
 SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
