@@ -219,7 +219,8 @@ UNICODE = str.maketrans({spelling: new for spellings, new in {
     "∞": "\\infty ", "≤ ⩽": "\\le ", "≥ ⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∈": "\\in ", "∪": "\\cup ",
     "∩": "\\cap ", "∖": "\\setminus ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "ℝ": "\\mathbb{R} ", "ℤ": "\\mathbb{Z} ",
     "ℕ": "\\mathbb{N} ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ",
-    "⟩": "\\rangle ", "∠": "\\angle ", "△": "\\triangle ", "′ ’": "'", "“ ” € £": ""}.items() for spelling in spellings.split()})
+    "⟩": "\\rangle ", "∠": "\\angle ", "△": "\\triangle ", "′ ’": "'",
+    "“ ” € £": ""}.items() for spelling in spellings.split()})
 SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
 FUNCTIONS = """arcsinh arccosh arctanh arcsin arccos arctan arccot sinh cosh tanh coth sech csch sin cos tan cot sec csc log ln
 lg exp sqrt""".split()
@@ -264,6 +265,7 @@ MEANINGS |= {(word,): str(value) for value, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve".split())}
 
 
+@lru_cache(256)  # the same answer comes again with every sample of its prompt
 def clean(text):
     """One spelling for what LaTeX and Unicode spell in many ways, without what says nothing in an answer."""
     text = " ".join(text.split())
@@ -284,6 +286,7 @@ def greek(found):
     return f"\\{(name.lower() if size == 'SMALL' else name.capitalize()).replace('amda', 'ambda')} "
 
 
+@lru_cache(256)
 def words(text):
     r"""(answer in words, surely not a formula) of a cleaned answer: (("even",), True) for \text{Even}, (None, False) for 2x.
 
@@ -389,6 +392,7 @@ def letter_tokens(run, after_space, after_word):
 
 # ---- parser ------------------------------------------------------------------------------------------------------
 
+@lru_cache(256)
 def parse(text, thousands=True):
     """Tree of a cleaned answer. Raises ValueError, or RecursionError on hundreds of nested braces."""
     parser = Parser(tokenize(text, thousands))
