@@ -254,7 +254,7 @@ def main(constants):
         times.append(clock())
 
         # ---- score, in other processes while this one goes on ----
-        graded = start_grading(batch, [r.text for r in responses], [r.finished for r in responses])
+        grading = start_grading(batch, [r.text for r in responses], [r.finished for r in responses])
         v_star = torch.tensor([row["v_star"] for row in batch])                                                # (batch,)
 
         # ---- log-probabilities under the reference, in the micro-batches of training: equal models, equal numbers ----
@@ -267,7 +267,7 @@ def main(constants):
             ref_logps = [[reference.token_logps(micro.input_ids, micro.cu_seqlens, temperature, micro.where)
                           for micro in micros] for micros in mini_batches]
         times.append(clock())
-        graded = graded()
+        graded = grading()
         rewards = torch.tensor(graded.rewards)                                                                 # (batch,)
         times.append(clock())
 

@@ -1,6 +1,6 @@
 r"""Pairs of final answers with a known verdict, built from the reference answers of real data.
 
-    python tests/pairs.py        # the table of our grader against Math-Verify, and every disagreement: some minutes
+    python tests/pairs.py [data folder]    # every pair on which reward.py and Math-Verify disagree, and who is right: minutes
 
 Each answer is rewritten in ways that keep its value and changed in ways that don't. The verdict is known by construction, so
 neither grader has a part in it. Everything is deterministic.
@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from reward import last_boxed  # noqa: E402
+from reward import is_equivalent, last_boxed  # noqa: E402
 
 KINDS = [  # the first pattern that matches names the kind
     ("matrix", r"pmatrix"), ("interval", r"\\infty|\\cup|^\s*(?:\\left)?[\[(][^\[\](),]*,[^\[\](),]*(?:\\right)?[)\]]$(?<=\])"
@@ -250,3 +250,12 @@ def math_verify(prediction, answer):
         return bool(verify(gold, guess, timeout_seconds=None))
     except Exception:
         return False
+
+
+if __name__ == "__main__":
+    data = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "shared" / "data"
+    for name, prediction, answer, equal in pairs(data):
+        ours, theirs = is_equivalent(prediction, answer), math_verify(prediction, answer)
+        if ours != theirs:
+            who = "reward.py" if ours == equal else "Math-Verify"
+            print(f"{who} is right: {prediction}  {'=' if equal else '!='}  {answer}   ({name})")
