@@ -12,7 +12,7 @@ How two final answers are compared, cheapest first:
   4. That leaves pairs of numbers or formulas, and these are evaluated: exactly, as fractions, as long as that goes; else
      with mpmath to 40 digits and, where those agree, to 500. Variables take random values. Two polynomials that agree there
      are equal (Schwartz-Zippel); two closed forms that agree to 450 digits are taken to be.
-sympy in place of step 4 gave the same verdicts, took 14 times as long and hung on hostile input (LOG.md). Here every
+sympy in place of step 4 gave the same verdicts, took 11 times as long and hung on hostile input (LOG.md). Here every
 comparison has a budget of steps, and `grade` a time limit that the kernel enforces.
 
 A tree is a Fraction, a str (variable or constant), or a tuple of a kind and its parts:
