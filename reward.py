@@ -911,9 +911,12 @@ def is_name(x):
     """The left side of x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), m + n = 113, dy/dx = 3: letters without a number."""
     if isinstance(x, str):
         return x not in CONSTANTS and x != REALS
-    return kind(x) in ("word",) or isinstance(x, tuple) and (
-        x[0] == "app" or x[0] in ("*", "/", "+", "neg", "tuple", "ratio", "matrix") and all(map(is_name, parts(x)))
-        or x[0] == "fn" and x[1] != "root" and all(map(is_name, parts(x))) or x[0] == "^" and x[1] in ("f", "g") and x[2] == -1)
+    match x:
+        case ("app" | "word", *_) | ("^", "f" | "g", -1):
+            return True
+        case ("*" | "/" | "+" | "neg" | "tuple" | "ratio" | "matrix" | "fn", *_):
+            return x[:2] != ("fn", "root") and all(map(is_name, parts(x)))
+    return False
 
 
 def renamed(x, old, new):

@@ -529,9 +529,12 @@ def test_a_batch_is_graded_as_one_by_one():
 
 @pytest.fixture
 def harmful(tmp_path):
-    """reward.py with three more tasks: one that hangs in C code and holds the GIL, one that eats memory, one with a mistake."""
+    """reward.py with four more tasks: one hangs in C code and holds the GIL, one eats memory, one raises, and one is right in
+    the end, but takes six times the limit."""
     source = (REPO / "reward.py").read_text().replace('\n\nif __name__ == "__main__":', '''
-REWARDS |= {"hang": lambda *_: 9 ** 9 ** 9, "eat": lambda *_: bytearray(1 << 40), "raise": lambda text, *_: 1 / 0}
+import time
+REWARDS |= {"hang": lambda *_: 9 ** 9 ** 9, "eat": lambda *_: bytearray(1 << 40), "raise": lambda text, *_: 1 / 0,
+            "slow": lambda *_: next(1.0 for _ in iter(int, 1) if time.process_time() > 3)}
 answer_limit = 0.5
 
 
@@ -549,7 +552,7 @@ def graders(path):
 
 
 def test_what_runs_over_is_graded_0_and_the_pool_goes_on(harmful, capsys):
-    tasks = ["math", "hang", "math", "eat", "hang", "math"] * 3
+    tasks = ["math", "hang", "math", "eat", "slow", "math"] * 3
     graded = harmful.grade([{"task": task, "answer": "5"} for task in tasks], ["\\boxed{5}"] * len(tasks), [True] * len(tasks))
     assert graded.rewards == [float(task == "math") for task in tasks]
     assert graded.timed_out == [task != "math" for task in tasks]
