@@ -15,6 +15,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from tqdm import tqdm
 
+import job
 from reward import REWARDS
 
 STAGES = ("prepare.py", "estimate_value.py", "train_apo.py", "evaluate.py")
@@ -120,15 +121,9 @@ def one_line_errors():
         sys.exit(f"error: {' '.join(str(e).split())}")
 
 
-def single_process():
-    """Exit with one line if torchrun started more than one process."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.exit("error: this stage runs in one process for now; use --nproc_per_node=1")
-
-
 def progress(iterable=None, **kwargs):
-    """tqdm, but a log file gets a line every 30 seconds instead of ten a second."""
-    return tqdm(iterable, mininterval=0.2 if sys.stderr.isatty() else 30, **kwargs)
+    """tqdm of rank 0, but a log file gets a line every 30 seconds instead of ten a second."""
+    return tqdm(iterable, mininterval=0.2 if sys.stderr.isatty() else 30, disable=job.rank > 0, **kwargs)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
@@ -162,6 +157,7 @@ def whole_file(path, mode="w"):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        sync_folder(path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -169,22 +165,38 @@ def whole_file(path, mode="w"):
 
 @contextmanager
 def whole_folder(path):
-    """The same for a folder: yields a temporary one that takes the name `path` when the block ends well."""
+    """The same for a folder: yields a temporary one that takes the name `path` when the block ends well. All ranks call it, may
+    write into the one folder, and go on when it is there."""
     temporary, old = f"{path}.tmp", f"{path}.old"
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed run's
-    os.makedirs(temporary)
+    if job.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed run's
+        os.makedirs(temporary)
+    job.barrier()
     try:
         yield temporary
-        for name in os.listdir(temporary):
-            with open(os.path.join(temporary, name), "rb") as f:
-                os.fsync(f.fileno())
-        if os.path.isdir(path):
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(path, old)
-        os.rename(temporary, path)
+        job.barrier()
+        if job.rank == 0:
+            for name in os.listdir(temporary):
+                with open(os.path.join(temporary, name), "rb") as f:
+                    os.fsync(f.fileno())
+            sync_folder(os.path.join(temporary, "."))
+            if os.path.isdir(path):
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(path, old)
+            os.rename(temporary, path)
+            sync_folder(path)
+        job.barrier()
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if job.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(path):
+    """Bring the entries of the folder that `path` lies in to the disk: a rename isn't there before that."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def write_jsonl(path, rows):

@@ -1,8 +1,8 @@
 """Stage 1 of A*-PO: estimate the optimal value V* of every training prompt, offline, from the reference model.
 
     python estimate_value.py                                         # the embedded arithmetic task
-    python estimate_value.py config/gsm8k_qwen2.5_1.5b.py            # a preset
-    python estimate_value.py config/gsm8k_qwen2.5_1.5b.py --samples_per_prompt=16
+    torchrun --nproc_per_node=8 estimate_value.py config/gsm8k_qwen2.5_1.5b.py      # a preset, on eight GPUs
+    python estimate_value.py config/gsm8k_qwen2.5_1.5b.py --samples_per_prompt=16   # on one
 
 Each prompt x gets N samples y_1 ... y_N from the reference model and
 
@@ -14,16 +14,16 @@ nothing anew. The value depends on the reference model alone, so one values.pt s
 """
 import json
 import os
-import sys
 import time
+from glob import glob
 from importlib.metadata import distributions
 
 from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
-                    open_model, progress, read_jsonl, sampling_seed, single_process, subset, whole_file,
-                    write_jsonl)
+                    open_model, progress, read_jsonl, sampling_seed, subset, whole_file, write_jsonl)
 
 import torch  # common comes before it, to quiet it
 
+import job
 from model import fingerprint
 from reward import grade
 
@@ -38,12 +38,14 @@ max_response_tokens = 32         # longer responses are cut
 temperature = 1.0
 beta1 = 0.5                      # towards 0: V* is the best sample's reward; towards infinity: their mean
 dtype = "float32"                # float32 or bfloat16
-gpu_memory = 0.9                 # share of the GPU for the engine
 seed = 0
+gpu_memory = 0.9                 # share of the GPU for the engine
+tp = 1                           # ranks that share an engine, for models that don't fit one GPU
+hang_limit = 900.0               # seconds without progress after which the job ends
 # ---------------------------------------------------------------------------------------------------------------------
 
 SAMPLED_FROM = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")  # what decides the samples
-PART = "responses.part.jsonl"  # a line per finished response while stage 1 runs, after a first line with its settings
+PART = "responses.part*.jsonl"  # while stage 1 runs, one of each engine: its settings, then a line per finished response
 
 
 def optimal_value(rewards, beta1):
@@ -63,12 +65,12 @@ def read_samples(folder, meta):
             check(theirs.get(key) == meta[key], f"{path} was sampled with {key} = {theirs.get(key)}, this run has "
                   f"{meta[key]}; choose another --out, or delete that file to begin anew")
 
-    values, responses, part = (os.path.join(folder, name) for name in ("values.pt", "responses.jsonl", PART))
+    values, responses = (os.path.join(folder, name) for name in ("values.pt", "responses.jsonl"))
     if os.path.exists(values):
         same_source(load_values(values)["meta"], values)
         for row in read_jsonl(responses, ("id", "responses")):
             samples.update({(row["id"], sample["sample"]): sample for sample in row["responses"]})
-    if os.path.exists(part):
+    for part in sorted(glob(os.path.join(folder, PART))):
         with open(part, "rb+") as f:
             f.truncate(f.read().rfind(b"\n") + 1)  # a line that a kill cut short
         if os.path.getsize(part):
@@ -109,43 +111,42 @@ def report(values, graded, seconds, tokens):
         print("  warning: most responses were cut short; --max_response_tokens may be too small")
 
 
-def sample_missing(path, rows, todo, folder, meta, samples):
-    """Sample a response for each (row, sample number) of todo into `samples`. Each is on the disk the moment it is finished.
-    Returns (seconds, tokens sampled)."""
+def sample_missing(path, rows, todo, folder, meta):
+    """Sample a response for each (row, sample number) of todo, every engine its share. Each is on the disk the moment it is
+    finished. Returns (seconds, tokens sampled by all)."""
+    job.phase("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
     with one_line_errors():
-        engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows) + max_response_tokens, gpu_memory)
+        engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows) + max_response_tokens, gpu_memory, tp)
+    job.phase("sampling")
+    start, tokens, todo = time.time(), 0, engine.share(todo)
     os.makedirs(folder, exist_ok=True)
-    start, tokens, part = time.time(), 0, os.path.join(folder, PART)
-    with open(part, "a") as log:
+    stream = engine.stream([row["tokens"] for row, _ in todo],
+                           [sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo], max_response_tokens, temperature)
+    bar = progress(stream, total=len(todo), desc=f"sampling, engine 1 of {engine.engines}", unit="response")
+    with open(os.path.join(folder, PART.replace("*", f".{engine.index}")) if engine.place == 0 else os.devnull, "a") as log:
         if log.tell() == 0:
             log.write(json.dumps(meta) + "\n")
-        total = len(rows) * samples_per_prompt
-        bar = progress(total=total, initial=total - len(todo), desc="sampling", unit="response")
         try:
-            for k, r in engine.stream([row["tokens"] for row, _ in todo],
-                                      [sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo],
-                                      max_response_tokens, temperature):
+            for k, r in bar:
                 row, i = todo[k]
-                sample = samples[row["id"], i] = {"sample": i, "text": r.text, "length": len(r.tokens), "finished": r.finished}
-                log.write(json.dumps({"id": row["id"], **sample}) + "\n")
+                log.write(json.dumps({"id": row["id"], "sample": i, "text": r.text, "length": len(r.tokens),
+                                      "finished": r.finished}) + "\n")
                 log.flush()
                 tokens += len(r.tokens)
-                bar.update()
-        except KeyboardInterrupt:
-            sys.exit(f"\nstopped; {len(samples):,} responses are safe in {part}; the same command goes on from there")
-        bar.close()
+        except job.Stopped as stopped:
+            stopped.text = f"\nstopped; all finished responses are safe in {folder}: the same command goes on from there"
+            raise
+    tokens = sum(job.gather(tokens if engine.place == 0 else 0))
     seconds = time.time() - start
-    engine.shutdown()
-    return seconds, tokens
+    return engine, seconds, tokens
 
 
 def main():
     # ---- what is asked for, and what is there ----
-    single_process()
     folder = out or os.path.join("out", task)
     with one_line_errors():
-        check_settings(dtype, max_response_tokens, samples_per_prompt=samples_per_prompt)
+        check_settings(dtype, max_response_tokens, samples_per_prompt=samples_per_prompt, tp=tp)
         check(beta1 > 0 and temperature > 0, f"--beta1={beta1} and --temperature={temperature} must be above 0")
         path, config, tokenizer = open_model(model)
         all_rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
@@ -154,14 +155,24 @@ def main():
         meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows), "reward": fingerprint_reward(),
                 "temperature": temperature, "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed,
                 "beta1": beta1, "task": task, "model_name": model, "versions": versions}
-        samples = read_samples(folder, meta)
+        samples = read_samples(folder, meta) if job.rank == 0 else {}
     rows = subset(all_rows, max_prompts, seed)
 
-    # ---- sample what is missing ----
-    todo = [(row, i) for row in rows for i in range(samples_per_prompt) if (row["id"], i) not in samples]
-    seconds, tokens = sample_missing(path, rows, todo, folder, meta, samples) if todo else (0, 0)
+    # ---- sample what is missing, on all ranks ----
+    missing = [(k, i) for k, row in enumerate(rows) for i in range(samples_per_prompt) if (row["id"], i) not in samples]
+    todo = [(rows[k], i) for k, i in job.gather(missing if job.rank == 0 else None)[0]]
+    engine, seconds, tokens = sample_missing(path, rows, todo, folder, meta) if todo else (None, 0, 0)
 
-    # ---- grade ----
+    # ---- grade and write, on the first ----
+    if job.rank == 0:
+        job.phase("grading")
+        finish(folder, rows, all_rows, read_samples(folder, meta), meta, seconds, tokens)
+    if engine:
+        engine.shutdown()
+
+
+def finish(folder, rows, all_rows, samples, meta, seconds, tokens):
+    """Grade all that was ever sampled, and write it to read and to reuse; what was asked for becomes values.pt."""
     by_id = {row["id"]: row for row in all_rows}
     every = samples.values()
     graded = grade([by_id[i] for i, _ in samples], [s["text"] for s in every], [s["finished"] for s in every])
@@ -173,8 +184,6 @@ def main():
               "lengths": torch.tensor([[s["length"] for s in group] for group in table], dtype=torch.int32),
               "finished": torch.tensor([[s["finished"] for s in group] for group in table]),
               "v_star": optimal_value(rewards, beta1), "meta": meta}
-
-    # ---- write: all that was ever sampled to read and to reuse, what was asked for as values ----
     of_prompt = {}
     for (i, _), sample in sorted(samples.items()):
         of_prompt.setdefault(i, []).append(sample)
@@ -184,12 +193,12 @@ def main():
                   "responses": of_prompt[row["id"]]} for row in all_rows if row["id"] in of_prompt])
     with whole_file(os.path.join(folder, "values.pt"), "wb") as f:
         torch.save(values, f)
-    if os.path.exists(os.path.join(folder, PART)):
-        os.remove(os.path.join(folder, PART))
+    for part in glob(os.path.join(folder, PART)):
+        os.remove(part)
     report(values, graded, seconds, tokens)
     print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
 
 
 if __name__ == "__main__":
     configure(globals())
-    main()
+    job.run(main, hang_limit=hang_limit)

@@ -1,7 +1,7 @@
 """Measure checkpoints on the held-out prompts of a task: greedy accuracy, avg@k and pass@k, each with a 95% interval.
 
     python evaluate.py                                                       # arithmetic, before and after training
-    python evaluate.py config/gsm8k_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k_qwen2.5_1.5b/model
+    torchrun --nproc_per_node=8 evaluate.py config/gsm8k_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k_qwen2.5_1.5b/model
 
 Several models of one shape, separated by commas, stand side by side in the table: the first is loaded, the others' weights
 take its place. Results go to <model>/eval.json, by task; beside a training run's model a picture of the run, curves.png.
@@ -14,12 +14,13 @@ import os
 from math import comb, sqrt
 
 from common import (check, check_settings, configure, load_prompts, one_line_errors, open_model, progress, read_jsonl,
-                    sampling_seed, single_process, subset, whole_file)
+                    sampling_seed, subset, whole_file)
 
 import numpy as np
 import torch  # common comes before it, to quiet it
 
-from model import Qwen2, pack, resolve, split_by_tokens, sum_per_sequence
+import job
+from model import Qwen2, deal, pack, resolve, sum_per_sequence
 from reward import grade
 
 model = "data/arithmetic/model,out/arithmetic/model"  # one or several: folders in Hugging Face format, or names on the hub
@@ -35,6 +36,8 @@ dtype = "float32"           # float32 or bfloat16
 gpu_memory = 0.8            # share of the GPU for the engine
 micro_batch_tokens = 16384  # tokens in one forward pass, for the KL
 seed = 0
+tp = 1                      # ranks that share an engine, for models that don't fit one GPU
+hang_limit = 900.0          # seconds without progress after which the job ends
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -61,12 +64,9 @@ def measure(engine, rows):
     """Sample and grade. rows: data rows with "tokens". Returns (results to write, all sampled responses, P x k)."""
     def sample(k, t):  # -> P x k responses
         requests = [(row, i) for row in rows for i in range(k)]
-        responses = [None] * len(requests)
-        for j, response in progress(engine.stream([row["tokens"] for row, _ in requests],
-                                                  [sampling_seed(seed, "evaluate", row["id"], i) for row, i in requests],
-                                                  max_response_tokens, t),
-                                    total=len(requests), desc="greedy" if t == 0 else "sampling", unit="response"):
-            responses[j] = response
+        responses = engine.generate([row["tokens"] for row, _ in requests],
+                                    [sampling_seed(seed, "evaluate", row["id"], i) for row, i in requests],
+                                    max_response_tokens, t, desc="greedy" if t == 0 else "sampling")
         return [responses[i:i + k] for i in range(0, len(requests), k)]
 
     grades = []
@@ -97,22 +97,24 @@ def measure(engine, rows):
 
 
 def kl_divergence(path, other, rows, samples):
-    """KL(model || other) on the model's own samples: mean of ln pi - ln pi_other per response and per token, in nats."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ours, theirs = (Qwen2.from_pretrained(p, getattr(torch, dtype), device) for p in (path, other))
+    """KL(model || other) on the model's own samples: mean of ln pi - ln pi_other per response and per token, in nats. Each rank
+    has both models and a part of the samples."""
+    ours, theirs = (Qwen2.from_pretrained(p, getattr(torch, dtype), job.device) for p in (path, other))
     prompts = [row["tokens"] for row, group in zip(rows, samples) for _ in group]
     responses = [r.tokens for group in samples for r in group]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
-    total = torch.zeros(len(prompts))
+    kl = torch.zeros(len(prompts))
     with torch.no_grad():
-        for index in progress(split_by_tokens(range(len(prompts)), lengths, micro_batch_tokens), desc="KL", unit="batch"):
-            b = pack(index, prompts, responses, device)
+        for [index] in progress(deal(range(job.rank, len(prompts), job.world), lengths, micro_batch_tokens), desc="KL",
+                                unit="batch"):
+            b = pack(index, prompts, responses, job.device)
             a, c = (sum_per_sequence(m.token_logps(b.input_ids, b.cu_seqlens, temperature, b.where), b.cu_seqlens)
                     for m in (ours, theirs))
-            total[b.index] = (a - c).cpu()
-    per_prompt = total.view(len(rows), -1).mean(1)
-    return {"kl_per_response": mean_with_interval(per_prompt),
-            "kl_per_token": total.sum().item() / sum(map(len, responses)), "kl_to": other}
+            kl[b.index] = (a - c).cpu()
+            job.tick()
+    job.total(kl)  # the ranks' parts are zero but for their own
+    return {"kl_per_response": mean_with_interval(kl.view(len(rows), -1).mean(1)),
+            "kl_per_token": kl.sum().item() / sum(map(len, responses)), "kl_to": other}
 
 
 def plot_run(metrics_path, png):
@@ -164,10 +166,9 @@ def print_table(names, all_results):
 
 
 def main():
-    single_process()
     names, plans, shapes = [name.strip() for name in model.split(",")], [], []
     with one_line_errors():  # everything is checked before the first hour is spent
-        check_settings(dtype, max_response_tokens)
+        check_settings(dtype, max_response_tokens, tp=tp)
         check(samples_per_prompt or not kl_to, "--kl_to needs samples; set --samples_per_prompt to 1 or more")
         other = resolve(kl_to) if kl_to else None
         for name in names:
@@ -183,11 +184,14 @@ def main():
             check(shapes[-1] == shapes[0], f"{name} has another shape or end-of-text token than {names[0]}; evaluate them one "
                   "at a time")
 
+    job.phase("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
     with one_line_errors():
-        engine = Engine(plans[0][0], dtype, max(len(row["tokens"]) for row in plans[0][1]) + max_response_tokens, gpu_memory)
+        longest = max(len(row["tokens"]) for row in plans[0][1]) + max_response_tokens
+        engine = Engine(plans[0][0], dtype, longest, gpu_memory, tp)
     all_results = []
     for name, (path, rows, file, saved) in zip(names, plans):
+        job.phase(f"evaluating {name}")
         if all_results:
             engine.sync(Qwen2.from_pretrained(path, getattr(torch, dtype)).full_weights(), config.tie_word_embeddings)
         results, samples = measure(engine, rows)
@@ -197,12 +201,13 @@ def main():
         all_results.append(results)
         saved[task] = {**results, "samples_per_prompt": samples_per_prompt, "temperature": temperature,
                        "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed}
-        with whole_file(file) as f:
-            json.dump(saved, f, indent=2)
+        if job.rank == 0:
+            with whole_file(file) as f:
+                json.dump(saved, f, indent=2)
     print_table(names, all_results)
     for name in names:
         run = os.path.dirname(os.path.normpath(name))
-        if os.path.isfile(os.path.join(run, "metrics.jsonl")):
+        if job.rank == 0 and os.path.isfile(os.path.join(run, "metrics.jsonl")):
             plot_run(os.path.join(run, "metrics.jsonl"), os.path.join(run, "curves.png"))
             print(f"\nwrote {run}/curves.png")
     engine.shutdown()
@@ -210,4 +215,4 @@ def main():
 
 if __name__ == "__main__":
     configure(globals())
-    main()
+    job.run(main, hang_limit=hang_limit)

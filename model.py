@@ -18,7 +18,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from glob import glob
+from heapq import heapreplace
 from itertools import accumulate
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import SafetensorError, safe_open
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -345,18 +348,22 @@ class Qwen2(nn.Module):
                         p.copy_(tensor)
         return model
 
-    def full_weights(self):
-        """Yield (name, whole tensor) in the checkpoint's order, layer by layer. Of a sharded model only one parameter is
-        gathered at a time, and every process must iterate to the end."""
+    def full_weights(self, dtype=None):
+        """Yield (name, whole tensor), in `dtype` or as it is, in the checkpoint's order, layer by layer. Of a sharded model
+        only one parameter is gathered at a time, and every process must iterate to the end."""
         for name, p in self.named_parameters():
-            yield name, (p.full_tensor() if isinstance(p, DTensor) else p).detach()
+            p = p.detach()
+            if isinstance(p, DTensor):  # cast before it is gathered; if it is offloaded, gather it on the GPU all the same
+                p = p.to(p.device_mesh.device_type, dtype).full_tensor()
+            yield name, p.to(dtype or p.dtype)
 
     def save_pretrained(self, path, dtype=None):
         """Write config.json and safetensors (shards of at most 5 GB) into the folder `path`, in `dtype` or as they are.
         Sharded: every process must call it, the first one writes."""
         dtype = dtype or next(self.parameters()).dtype
-        weights = {name: w.to("cpu", dtype) for name, w in self.full_weights()}
-        if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        weights = {name: w.cpu().clone() for name, w in self.full_weights(dtype) if first}  # w may be part of a buffer
+        if not first:
             return
         config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
                   **getattr(self, "hf_config", {}), **asdict(self.config), "dtype": str(dtype).removeprefix("torch.")}
@@ -367,13 +374,23 @@ class Qwen2(nn.Module):
         save_torch_state_dict(weights, path, max_shard_size="5GB")
 
 
-def shard_model(model, compute_dtype):
-    """Shard a model over all processes, in place (FSDP2): every layer is a unit, the rest is the root. Parameters keep
-    their dtype at rest and are gathered in `compute_dtype` for use; gradients are averaged over processes in float32."""
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+def shard_model(model, compute_dtype, offload=False, replicas=1):
+    """Shard a model over all processes, in place (FSDP2): every layer is a unit, the rest is the root.
+
+    Parameters keep their dtype at rest and are gathered in `compute_dtype` for use; gradients are averaged over processes in
+    float32. offload: parameters, and with them gradients and optimizer state, stay in host memory, and layers come to the GPU
+    as they are needed. replicas: processes are split into so many groups, consecutive ranks together, each of which shards a
+    copy of its own (HSDP): layers are gathered within a group only, gradients are averaged over all.
+    """
+    world, kind = torch.distributed.get_world_size(), "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = (init_device_mesh(kind, (world,)) if replicas == 1 else
+            init_device_mesh(kind, (replicas, world // replicas), mesh_dim_names=("replicas", "shards")))
+    settings = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)}
+    if offload:
+        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=kind == "cuda")
     for layer in model.model.layers:
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+        fully_shard(layer, **settings)
+    fully_shard(model, **settings)
 
 
 def resolve(path_or_hub_name):
@@ -460,16 +477,25 @@ def pack(index, prompts, responses, device):
                       torch.tensor(where, device=device))
 
 
-def split_by_tokens(index, lengths, limit):
-    """Split `index` into groups of at most `limit` tokens (or one sequence), longest first, so a group's are alike."""
-    groups, room = [], 0
-    for i in sorted(index, key=lambda i: -lengths[i]):
-        if lengths[i] > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(i)
-        room -= lengths[i]
-    return groups
+def deal(index, lengths, limit, ranks=1):
+    """Deal the sequences `index` into micro-batches of at most `limit` tokens (or one sequence), for each rank equally many.
+
+    Returns [k][rank] -> list of sequences: those of micro-batch k. As layers are gathered by all ranks together, the
+    slowest sets the pace: so all are filled alike, the longest sequence first and each into the one with the fewest tokens so
+    far (LPT; Graham 1969), and those that run at the same time are neighbours in size. lengths: tokens of every sequence of
+    the batch. len(index) must be a multiple of ranks; then no micro-batch is empty.
+    """
+    number = ranks * max(1, ceil(sum(lengths[i] for i in index) / (limit * ranks)))
+    while True:
+        filled = [(0, k, []) for k in range(min(number, len(index)))]  # a heap: (tokens, k, sequences)
+        for i in sorted(index, key=lambda i: -lengths[i]):
+            tokens, k, group = filled[0]
+            group.append(i)
+            heapreplace(filled, (tokens + lengths[i], k, group))
+        if all(tokens <= limit or len(group) == 1 for tokens, _, group in filled):
+            groups = [group for _, _, group in sorted(filled, reverse=True)]
+            return [groups[k:k + ranks] for k in range(0, len(groups), ranks)]
+        number += ranks
 
 
 def sum_per_sequence(x, cu_seqlens):

@@ -14,7 +14,8 @@ import os
 import random
 import zlib
 
-from common import configure, one_line_errors, progress, read_jsonl, whole_folder, write_jsonl
+import job
+from common import check, configure, one_line_errors, progress, read_jsonl, whole_folder, write_jsonl
 from reward import last_boxed
 
 task = "arithmetic"     # arithmetic, gsm8k or math
@@ -154,6 +155,7 @@ def pretrain_base(pairs):
 
 def main():
     with one_line_errors():
+        check(job.world == 1, "prepare.py is for one process: run it with python")
         if task == "arithmetic":
             prepare_arithmetic()
         elif task in ROWS:

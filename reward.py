@@ -115,8 +115,8 @@ def start_grading(rows, texts, finished):
 
 @cache
 def pool():
-    """Threads, each of which talks to a process of its own."""
-    return ThreadPoolExecutor(min(16, os.cpu_count()), "grader")
+    """Threads, each of which talks to a process of its own. The ranks of a machine share its cores."""
+    return ThreadPoolExecutor(max(1, min(16, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))), "grader")
 
 
 Own = threading.local()
@@ -125,8 +125,9 @@ Own = threading.local()
 def grade_one(*request):
     """(reward, inexact, timed out) from this thread's process, which is started if it isn't there."""
     if not hasattr(Own, "process"):
+        # In a session of its own: signals to the job are for the stage. It ends when its input does.
         Own.process = subprocess.Popen([sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE)
+                                       stdout=subprocess.PIPE, start_new_session=True)
     try:
         Own.process.stdin.write(json.dumps(request).encode() + b"\n")
         Own.process.stdin.flush()
@@ -140,7 +141,7 @@ def grade_one(*request):
         return (*reply, False)
     process = vars(Own).pop("process")  # killed by its timer, or for its memory; the next answer gets a new one
     process.stdin.close(), process.stdout.close()
-    if process.wait() > 0:
+    if process.wait() not in (-signal.SIGALRM, -signal.SIGKILL):
         raise RuntimeError(f"a grading process ended with status {process.returncode}")
     return 0.0, False, True
 
@@ -153,7 +154,6 @@ def serve():
     """
     import resource
     import traceback
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     for line in sys.stdin:
         task, *request = json.loads(line)

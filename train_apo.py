@@ -1,9 +1,10 @@
 """Stage 2 of A*-PO: train on-policy with one response per prompt, by regressing the policy's log-ratio on the advantage.
 
-    python train_apo.py                                               # the embedded arithmetic task
-    torchrun --nproc_per_node=1 train_apo.py config/gsm8k_qwen2.5_1.5b.py
+    python train_apo.py                                                              # the embedded arithmetic task
+    torchrun --nproc_per_node=8 train_apo.py config/gsm8k_qwen2.5_1.5b.py            # a process per GPU
+    torchrun --nnodes=2 --node_rank=0 --master_addr=10.0.0.1 --nproc_per_node=8 train_apo.py config/gsm8k_qwen2.5_7b.py
     mkdir -p out/higher_lr && cp out/gsm8k_qwen2.5_1.5b/values.pt out/higher_lr      # another run on the same values
-    torchrun --nproc_per_node=1 train_apo.py config/gsm8k_qwen2.5_1.5b.py --lr=2e-6 --out=out/higher_lr
+    torchrun --nproc_per_node=8 train_apo.py config/gsm8k_qwen2.5_1.5b.py --lr=2e-6 --out=out/higher_lr
 
 Each step samples one response y for each prompt x of a batch from the current policy, and minimises
 
@@ -13,7 +14,9 @@ with V* from estimate_value.py. The left part is what the log-ratio is, the righ
 Against PPO and GRPO there is no critic, no group of samples per prompt, no clipping and no importance ratio.
 
 Reads data/<task>/{train,test}.jsonl and <out>/values.pt; writes <out>/metrics.jsonl, a line per step, and <out>/model.
-vLLM samples in this same process: it sleeps while the policy trains and takes the new weights after every step.
+Killed at any moment, the same command goes on from the newest checkpoint in <out>/ckpt, with any number of processes.
+Every process trains a shard of the policy and samples with vLLM, which sleeps while the policy trains and takes the new
+weights after every step.
 """
 import hashlib
 import json
@@ -25,15 +28,18 @@ from functools import partial
 from glob import glob
 
 from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
-                    open_model, read_jsonl, sampling_seed, single_process, subset, whole_folder, write_jsonl)
+                    open_model, read_jsonl, sampling_seed, subset, whole_folder, write_jsonl)
 
 import numpy as np  # common comes before torch, to quiet it
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+import job
 from estimate_value import load_values
-from model import Qwen2, fingerprint, pack, shard_model, split_by_tokens, sum_per_sequence
+from memory import estimate, forget, in_words, resident
+from model import Qwen2, deal, fingerprint, pack, shard_model, sum_per_sequence
 from reward import grade, start_grading
 
 # what
@@ -63,13 +69,19 @@ entropy_coef = 0.0               # bonus on the mean entropy per response token;
 eval_every = 4                   # steps
 eval_prompts = 256               # so many of data/<task>/test.jsonl; 0: all
 # checkpoints, to go on from after an interruption
-save_every = 8                   # steps; 0: none. <out>/ckpt keeps the newest
-resume = True                    # go on from <out>/ckpt if there is one; False: begin anew, and delete it
+save_every = 8                   # steps; 0: only when stopped by SIGTERM or Ctrl-C
+keep_checkpoints = 2             # so many of the newest stay in <out>/ckpt
+resume = True                    # go on from the newest whole one; False: begin anew, and delete them
 # the machine
 dtype = "float32"                # compute in float32 or bfloat16; master weights, gradients and AdamW are float32
-micro_batch_tokens = 16384       # tokens in one forward and backward pass
+micro_batch_tokens = 16384       # tokens in one forward and backward pass, on each rank
 checkpoint_activations = False   # recompute activations in backward: a third more compute, far less memory
+offload_reference = False        # keep the reference in host memory; its layers come to the GPU as they are needed
+offload_optimizer = False        # keep master weights, gradients and AdamW's state in host memory, and update them there
 engine_memory = 0.5              # share of the GPU for vLLM while it is awake
+tp = 1                           # ranks that share an engine, for models that don't fit one GPU
+replicate_nodes = False          # each node shards a copy of its own: less traffic between nodes, more memory
+hang_limit = 900.0               # seconds without progress after which the job ends; saving must take less
 logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)| of a token; 0: from the dtype and the first step
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -88,11 +100,14 @@ def batch_at(step, num_prompts):
 
 
 def evaluate_policy(engine, rows):
-    """Share of held-out prompts that the engine's policy solves: (greedy, sampled once at temperature 1)."""
+    """Share of held-out prompts that the engine's policy solves, [greedy, sampled once at temperature 1]; None if the job is to
+    stop."""
     accuracy = []
     for t in (0.0, 1.0):
         responses = engine.generate([row["tokens"] for row in rows], [sampling_seed(seed, "eval", row["id"]) for row in rows],
                                     max_response_tokens, t)
+        if job.stopping():
+            return None
         accuracy.append(sum(grade(rows, [r.text for r in responses], [r.finished for r in responses]).rewards) / len(rows))
     return accuracy
 
@@ -113,8 +128,10 @@ def check_sampler(step, mean, largest, first_mean):
 def read_inputs(folder):
     """Everything stage 2 reads, checked to belong together. Raises OSError or ValueError with one line."""
     check_settings(dtype, max_response_tokens, max_steps=max_steps, batch_size=batch_size, mini_batch_size=mini_batch_size,
-                   eval_every=eval_every)
+                   eval_every=eval_every, keep_checkpoints=keep_checkpoints, tp=tp)
     check(batch_size % mini_batch_size == 0, f"--mini_batch_size={mini_batch_size} does not divide --batch_size={batch_size}")
+    check(mini_batch_size % job.world == 0,
+          f"--mini_batch_size={mini_batch_size} can't be dealt evenly to {job.world} processes")
     check(temperature > 0, f"--temperature={temperature}: training needs samples; it must be above 0")
     path, config, tokenizer = open_model(model)
     train, test = (load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts,
@@ -141,39 +158,68 @@ def read_inputs(folder):
 # ---- checkpoints -------------------------------------------------------------------------------------------------
 
 # What may change when a run goes on: it moves no sample and no gradient beyond rounding.
-MAY_DIFFER = ("out", "eval_every", "eval_prompts", "save_every", "resume", "micro_batch_tokens", "checkpoint_activations",
-              "engine_memory", "logp_tolerance")
+MAY_DIFFER = ("out", "eval_every", "eval_prompts", "save_every", "keep_checkpoints", "resume", "micro_batch_tokens",
+              "checkpoint_activations", "offload_reference", "offload_optimizer", "engine_memory", "tp", "replicate_nodes",
+              "hang_limit", "logp_tolerance")
+
+
+def checkpoints(folder):
+    """Paths of the finished ones, oldest first."""
+    return sorted(glob(os.path.join(folder, "ckpt", "step-" + "[0-9]" * 6)))
 
 
 def find_checkpoint(folder, constants):
-    """(path, step) of the newest checkpoint to go on from, or (None, 0). Raises ValueError, naming the constant, if it was
-    trained with other settings than this run's."""
-    paths = sorted(glob(os.path.join(folder, "ckpt", "step-" + "[0-9]" * 6)))
-    if not resume or not paths:
-        return None, 0
-    with open(os.path.join(paths[-1], "constants.json")) as f:
-        theirs = json.load(f)
-    for name, value in constants.items():
-        may_differ = name in MAY_DIFFER or name == "max_steps" and not lr_decay
-        check(may_differ or theirs.get(name) == value, f"{paths[-1]} was trained with {name} = {theirs.get(name)!r}, "
-              f"this run has {value!r}; choose another --out, or begin anew with --resume=False")
-    return paths[-1], int(paths[-1][-6:])
+    """(path, steps done) of the newest whole checkpoint, or (None, 0) if there is none to go on from. Raises ValueError, naming
+    the constant, if it was trained with other settings than this run's; and if there are some, but none is whole."""
+    damage = ""
+    for path in reversed(checkpoints(folder) if resume else []):
+        try:
+            with open(os.path.join(path, "checkpoint.json")) as f:
+                theirs = json.load(f)
+            for name, size in theirs["bytes"].items():
+                found = os.path.getsize(os.path.join(path, name))
+                check(found == size, f"{name} has {found:,} of {size:,} bytes")
+        except (OSError, ValueError, KeyError) as e:
+            damage = f"{path} is damaged ({e})"
+            print(f"warning: {damage}; going on from the one before it")
+            continue
+        for name, value in constants.items():
+            may_differ = name in MAY_DIFFER or name == "max_steps" and not lr_decay
+            check(may_differ or theirs["constants"].get(name) == value, f"{path} was trained with {name} = "
+                  f"{theirs['constants'].get(name)!r}, this run has {value!r}; choose another --out, or begin anew with "
+                  "--resume=False")
+        return path, int(path[-6:])
+    check(not damage, f"{damage}, and no other is left; begin anew with --resume=False")
+    return None, 0
 
 
 def save_checkpoint(folder, step, policy, optimizer, constants):
-    """Write <folder>/ckpt/step-NNNNNN, after so many steps, then delete the older ones."""
+    """Write <folder>/ckpt/step-NNNNNN, after so many steps; then delete the oldest. Killed at any instant, or out of space, it
+    leaves those before as they were. Exits with one line if it can't be written."""
+    job.phase("save")
     path = os.path.join(folder, "ckpt", f"step-{step:06d}")
     weights, moments = get_state_dict(policy, optimizer)
-    with whole_folder(path) as temporary:
-        dcp.save({"policy": weights, "optimizer": moments}, checkpoint_id=temporary)
-        with open(os.path.join(temporary, "constants.json"), "w") as f:
-            json.dump(constants, f, indent=2)
-    for old in set(glob(os.path.join(folder, "ckpt", "step-*"))) - {path}:
-        shutil.rmtree(old)
+    try:
+        with whole_folder(path) as temporary:
+            dcp.save({"policy": weights, "optimizer": moments}, checkpoint_id=temporary)
+            if job.rank == 0:
+                sizes = {name: os.path.getsize(os.path.join(temporary, name)) for name in os.listdir(temporary)}
+                with open(os.path.join(temporary, "checkpoint.json"), "w") as f:
+                    json.dump({"constants": constants, "bytes": sizes}, f, indent=2)
+    except (OSError, CheckpointException) as e:
+        room = shutil.disk_usage(folder).free
+        needed = 12 * sum(p.numel() for p in policy.parameters())
+        before = [p for p in checkpoints(folder) if p != path]
+        sys.exit(f"error: {path} could not be written: it takes {needed / 1e9:,.3f} GB, {room / 1e9:,.3f} GB are free "
+                 f"({' '.join(str(e).split())[-200:]}). " + (f"{before[-1]} is intact: make room, and the same command goes on"
+                                                             if before else "Make room and start again"))
+    if job.rank == 0:
+        for old in checkpoints(folder)[:-keep_checkpoints]:
+            shutil.rmtree(old)
 
 
 def load_checkpoint(path, policy, optimizer):
-    """Weights, AdamW moments and update count, in place."""
+    """Weights, AdamW moments and update count, in place; written by any number of processes."""
     weights, moments = get_state_dict(policy, optimizer)
     dcp.load({"policy": weights, "optimizer": moments}, checkpoint_id=path)
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
@@ -193,154 +239,233 @@ def screen_line(m):
             f"{m['seconds_train']:5.2f} {m['seconds_sync']:4.2f}")
 
 
+def warnings_about(history):
+    """What the last step's metrics should make a person look at; a list of lines."""
+    now, lines = history[-1], []
+    best = max(history, key=lambda m: m["reward"])
+    if best["reward"] >= 0.1 and now["reward"] < 0.2 * best["reward"]:
+        lines.append(f"the policy has collapsed: reward {now['reward']:.3f}, after {best['reward']:.3f} in step "
+                     f"{best['step']}. It won't recover by itself: stop, and begin anew with a lower --lr")
+    if now["truncated"] > 0.5:
+        lines.append(f"{now['truncated']:.0%} of the responses were cut at {max_response_tokens} tokens, most of them before "
+                     "their answer: raise --max_response_tokens (from stage 1 on), or lower --lr if it began in training")
+    return lines
+
+
+def check_finite(step, loss, norm):
+    """Exit before the update if loss or gradient is infinite or not a number; the same on every rank."""
+    if not (np.isfinite(loss) and np.isfinite(norm)):
+        sys.exit(f"error: step {step}: the loss is {loss}, the gradient's norm {norm}. The weights were not updated. Go on "
+                 "from the last checkpoint with a lower --lr, in another --out, or see whether --dtype=float32 mends it")
+
+
+class Clock:
+    """Seconds of each of a step's phases. On a GPU work is queued, so each waits for its own before the next begins."""
+    def __init__(self, step):
+        self.step, self.seconds, self.phase = step, {}, None
+
+    def begin(self, phase):
+        if job.cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.phase:
+            self.seconds[f"seconds_{self.phase}"] = now - self.since
+        self.phase, self.since = phase, now
+        job.phase(f"step {self.step}, {phase}")
+
+
 def main(constants):
     # ---- set-up ----
-    single_process()
     folder = out or os.path.join("out", task)
     metrics_path = os.path.join(folder, "metrics.jsonl")
     with one_line_errors():
         path, config, tokenizer, rows, test, values = read_inputs(folder)
         constants = {**constants, "values": values}
         checkpoint, first_step = find_checkpoint(folder, constants)
+        check(len(set(job.gather(first_step))) == 1, f"{folder}/ckpt: not every process sees the same checkpoints there; --out "
+              "must be on a file system that all machines share")
         history = [m for m in read_jsonl(metrics_path, ("step",)) if m["step"] < first_step] if checkpoint else []
     if first_step >= max_steps and os.path.isdir(os.path.join(folder, "model")):
         print(f"{folder} is trained: {first_step} steps; raise --max_steps to go on, or begin anew with --resume=False")
         return
+    replicas = job.world // job.local_world if replicate_nodes else 1
+    longest = max(len(row["tokens"]) for row in rows + test) + max_response_tokens
+    device, host = estimate(config, job.world // replicas, min(micro_batch_tokens, mini_batch_size // job.world * longest),
+                            dtype, checkpoint_activations, offload_reference, offload_optimizer)
+    print(f"{len(rows):,} prompts, {len(rows) // batch_size} steps an epoch; {max_steps} steps of {batch_size} responses in "
+          f"{job.world} process{'es' * (job.world > 1)}\neach takes about {in_words(device)} beside its engine"
+          f"{f', and {in_words(host)} of host memory' if host else ''}", flush=True)
+    job.phase("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    compute = getattr(torch, dtype)
-    # Under plain python, what torchrun with one process would set up.
-    alone = {} if "RANK" in os.environ else {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
-
     with one_line_errors():
-        engine = Engine(path, dtype, max(len(row["tokens"]) for row in rows + test) + max_response_tokens, engine_memory)
+        engine = Engine(path, dtype, longest, engine_memory, tp)
     engine.sleep()
-    policy = Qwen2.from_pretrained(path, torch.float32, device, partial(shard_model, compute_dtype=compute))
-    reference = Qwen2.from_pretrained(path, compute, device, partial(shard_model, compute_dtype=compute))
+    before = resident()
+    forget()
+    job.phase("loading the weights")
+    compute = getattr(torch, dtype)
+
+    def load(dtype, offload):
+        return Qwen2.from_pretrained(path, dtype, "cpu" if offload else job.device,
+                                     partial(shard_model, compute_dtype=compute, offload=offload, replicas=replicas))
+
+    policy, reference = load(torch.float32, offload_optimizer), load(compute, offload_reference)
     policy.checkpoint_activations = checkpoint_activations
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(adam_beta1, adam_beta2), weight_decay=weight_decay,
-                                  fused=cuda)
-    num_params = sum(p.numel() for p in policy.parameters())
-    print(f"{num_params:,} parameters, {len(rows):,} prompts, {len(rows) // batch_size} steps an epoch, "
-          f"{max_steps} steps of {batch_size} responses")
+                                  fused=True)
     if checkpoint:
-        load_checkpoint(checkpoint, policy, optimizer)
+        with one_line_errors():
+            load_checkpoint(checkpoint, policy, optimizer)
         print(f"going on from {checkpoint}")
-    else:
+    elif job.rank == 0:
         shutil.rmtree(os.path.join(folder, "ckpt"), ignore_errors=True)
-    engine.sync(policy.full_weights(), config.tie_word_embeddings)
+    engine.sync(policy.full_weights(compute), config.tie_word_embeddings)
+
+    def measure(*names):
+        """Held-out accuracy, greedy and sampled, under these names; nothing if the job is to stop."""
+        job.phase("evaluating")
+        accuracy = evaluate_policy(engine, test)
+        return dict(zip(names, accuracy)) if accuracy else {}
+
+    def record():
+        if job.rank == 0:
+            write_jsonl(metrics_path, history)
+
+    def due(step):
+        return (step + 1) % eval_every == 0 or step + 1 == max_steps
+
+    start = {}
     if not checkpoint:
-        start = dict(zip(("accuracy_start", "accuracy_start_sampled"), evaluate_policy(engine, test)))
-        print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(*start.values()))
+        start = measure("accuracy_start", "accuracy_start_sampled")
+        if start:
+            print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(*start.values()))
+    elif due(first_step - 1) and "accuracy" not in history[-1]:  # stopped while it was measured
+        history[-1].update(measure("accuracy", "accuracy_sampled"))
     print(HEADER, flush=True)
-
-    def clock():
-        if cuda:
-            torch.cuda.synchronize()  # so that each phase is charged for its own work
-        return time.perf_counter()
-
     first_mean = None  # the sampler's rounding, measured in this process's first step
-    for step in range(first_step, max_steps):
-        times = [clock()]
+    warned = -10       # the step when something was last warned about
+    steps = saved = first_step
+    stopped = job.stopping()
+    while steps < max_steps and not stopped:
+        step, clock = steps, Clock(steps)
 
         # ---- sample one response per prompt from the current policy ----
+        clock.begin("generate")
         batch = [rows[i] for i in batch_at(step, len(rows))]
         prompts = [row["tokens"] for row in batch]
         responses = engine.generate(prompts, [sampling_seed(seed, "stage 2", step, row["id"]) for row in batch],
                                     max_response_tokens, temperature, logps=True)
+        stopped = job.stopping()
+        if stopped:
+            break  # with the weights as they were before this step
         engine.sleep()
-        times.append(clock())
+        if job.cuda:
+            forget()  # a GPU's peak is of training, with the engine asleep; a CPU's engine doesn't sleep, its peak is of all
 
-        # ---- score, in other processes while this one goes on ----
-        grading = start_grading(batch, [r.text for r in responses], [r.finished for r in responses])
+        # ---- score, each rank its part, in other processes while this one goes on ----
+        clock.begin("reference")
+        mine = range(job.rank, batch_size, job.world)
+        grading = start_grading([batch[i] for i in mine], *zip(*((responses[i].text, responses[i].finished) for i in mine)))
         v_star = torch.tensor([row["v_star"] for row in batch])                                                # (batch,)
 
         # ---- log-probabilities under the reference, in the micro-batches of training: equal models, equal numbers ----
         tokens = [r.tokens for r in responses]
         lengths = [len(p) + len(t) for p, t in zip(prompts, tokens)]
-        mini_batches = [[pack(index, prompts, tokens, device)
-                         for index in split_by_tokens(range(i, i + mini_batch_size), lengths, micro_batch_tokens)]
+        mini_batches = [[pack(groups[job.rank], prompts, tokens, job.device)
+                         for groups in deal(range(i, i + mini_batch_size), lengths, micro_batch_tokens, job.world)]
                         for i in range(0, batch_size, mini_batch_size)]
         with torch.no_grad():
             ref_logps = [[reference.token_logps(micro.input_ids, micro.cu_seqlens, temperature, micro.where)
                           for micro in micros] for micros in mini_batches]
-        times.append(clock())
-        graded = grading()
-        rewards = torch.tensor(graded.rewards)                                                                 # (batch,)
-        times.append(clock())
+        reference.reshard()  # without a backward pass its root would stay gathered
+        clock.begin("grade")
+        graded, rewards = job.gather(grading()), torch.empty(batch_size)                                       # (batch,)
+        for rank, part in enumerate(graded):
+            rewards[rank::job.world] = torch.tensor(part.rewards)
 
         # ---- regress ----
+        clock.begin("train")
         now_lr = lr * (1 - step / max_steps) if lr_decay else lr
         for group in optimizer.param_groups:
             group["lr"] = now_lr
-        sums = torch.zeros(3, device=device)  # of loss, KL and entropy
-        grad_norms, differences = [], []
+        sums, grad_norms, differences = [], [], []
         for n, micros in enumerate(mini_batches):
-            num_tokens = sum(len(tokens[i]) for micro in micros for i in micro.index.tolist())
+            num_tokens = sum(map(len, tokens[n * mini_batch_size:(n + 1) * mini_batch_size]))
+            part = torch.zeros(3, device=job.device)  # of loss, KL and entropy
             for micro, ref in zip(micros, ref_logps[n]):                                                       # ref (T,)
+                job.tick()
                 logps, entropy = policy.token_logps(micro.input_ids, micro.cu_seqlens, temperature, micro.where,
                                                     entropy=True)                                              # (T,), (T,)
                 loss = apo_loss(sum_per_sequence(logps, micro.cu_seqlens), sum_per_sequence(ref, micro.cu_seqlens),
-                                rewards[micro.index].to(device), v_star[micro.index].to(device), beta2)
+                                rewards[micro.index].to(job.device), v_star[micro.index].to(job.device), beta2)
                 loss = loss * len(micro.index) / mini_batch_size  # its share of the mini-batch's mean
                 bonus = entropy_coef * entropy.sum() / num_tokens if entropy_coef else 0.0
-                (loss - bonus).backward()
+                ((loss - bonus) * job.world).backward()  # FSDP takes the mean over ranks, this is a sum
 
-                sampled = torch.tensor([x for i in micro.index.tolist() for x in responses[i].logps], device=device)
-                sums += torch.stack((loss.detach(), (sampled - ref[micro.where]).sum(), entropy.detach().sum()))
+                sampled = torch.tensor([x for i in micro.index.tolist() for x in responses[i].logps], device=job.device)
+                part += torch.stack((loss.detach(), (sampled - ref[micro.where]).sum(), entropy.detach().sum()))
                 if n == 0:  # before the step's first update the trainer's policy must be the one that was sampled from
                     differences.append((logps.detach()[micro.where] - sampled).abs())
             if n == 0:
                 difference = torch.cat(differences)
-                diff_mean, diff_max = difference.mean().item(), difference.max().item()
+                diff_mean = job.total(difference.sum()).item() / num_tokens
+                diff_max = max(job.gather(difference.max().item()))
                 first_mean = diff_mean if first_mean is None else first_mean
                 check_sampler(step, diff_mean, diff_max, first_mean)
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip).full_tensor().item()
-            if not np.isfinite(norm):
-                sys.exit(f"error: step {step}: the gradient's norm is {norm}. The weights were not updated.")
+            sums.append(job.total(part).tolist())
+            check_finite(step, sums[-1][0], norm)
             optimizer.step()
             optimizer.zero_grad()
             grad_norms.append(norm)
-        times.append(clock())
+
+        peak = resident(peak=True) - before
 
         # ---- bring the new weights to the engine ----
-        engine.sync(policy.full_weights(), config.tie_word_embeddings)
-        times.append(clock())
+        clock.begin("sync")
+        engine.sync(policy.full_weights(compute), config.tie_word_embeddings)
 
         # ---- log, evaluate, save ----
-        total = sum(len(t) for t in tokens)
-        loss, kl, entropy = sums.tolist()
-        metrics = {"step": step, "reward": rewards.mean().item(), "loss": loss / len(mini_batches), "kl": kl / total,
-                   "entropy": entropy / total, "grad_norm": sum(grad_norms) / len(grad_norms),
-                   "response_length": total / batch_size, "truncated": sum(not r.finished for r in responses) / batch_size,
+        clock.begin("log")
+        steps += 1
+        count = sum(map(len, tokens))
+        loss, kl, entropy = (sum(values) for values in zip(*sums))
+        metrics = {"step": step, "reward": rewards.mean().item(), "loss": loss / len(mini_batches), "kl": kl / count,
+                   "entropy": entropy / count, "grad_norm": sum(grad_norms) / len(grad_norms),
+                   "response_length": count / batch_size, "truncated": sum(not r.finished for r in responses) / batch_size,
                    "v_star": v_star.mean().item(), "logp_diff_max": diff_max, "logp_diff_mean": diff_mean,
-                   "grade_inexact": sum(graded.inexact) / batch_size, "grade_timed_out": sum(graded.timed_out) / batch_size,
-                   "tokens": total, "lr": now_lr}
-        phases = ("generate", "reference", "grade", "train", "sync")
-        metrics.update({f"seconds_{phase}": end - begin for phase, begin, end in zip(phases, times, times[1:])})
-        metrics["seconds_step"] = times[-1] - times[0]
-        if step == 0:
-            metrics.update(start)
-        if (step + 1) % eval_every == 0 or step + 1 == max_steps:
-            metrics["accuracy"], metrics["accuracy_sampled"] = evaluate_policy(engine, test)
-            metrics["seconds_eval"] = clock() - times[-1]
+                   "grade_inexact": sum(sum(part.inexact) for part in graded) / batch_size,
+                   "grade_timed_out": sum(sum(part.timed_out) for part in graded) / batch_size,
+                   "tokens": count, "lr": now_lr, **clock.seconds, "seconds_step": sum(clock.seconds.values()),
+                   "memory_gb": max(job.gather(peak / 1e9)), **start}
+        start = {}
         history.append(metrics)
-        write_jsonl(metrics_path, history)
+        record()
+        if due(step):
+            metrics.update(measure("accuracy", "accuracy_sampled"))
+            record()
         print(screen_line(metrics), flush=True)
-        if metrics["truncated"] > 0.5:
-            print(f"      warning: {metrics['truncated']:.0%} of the responses were cut at {max_response_tokens} tokens, most "
-                  "of them before their answer; raise --max_response_tokens")
-        if save_every and ((step + 1) % save_every == 0 or step + 1 == max_steps):
-            save_checkpoint(folder, step + 1, policy, optimizer, constants)
+        for line in warnings_about(history) if step >= warned + 10 else []:
+            print(f"      warning: {line}", flush=True)
+            warned = step
+        if save_every and (steps % save_every == 0 or steps == max_steps):
+            save_checkpoint(folder, steps, policy, optimizer, constants)
+            saved = steps
+        stopped = job.stopping()
 
+    if stopped:
+        if steps > saved:
+            save_checkpoint(folder, steps, policy, optimizer, constants)
+        raise job.Stopped(stopped, f"stopped after {steps} steps{', which are saved' * (steps > 0)}: the same command goes on")
+    job.phase("writing the model")
     with whole_folder(os.path.join(folder, "model")) as temporary:
         policy.save_pretrained(temporary, compute)
-        tokenizer.save_pretrained(temporary)
-    print(f"wrote {metrics_path} and {folder}/model")
+        if job.rank == 0:
+            tokenizer.save_pretrained(temporary)
+    print(f"wrote {metrics_path} and {folder}/model; at most {history[-1]['memory_gb']:.1f} GB a process beside its engine")
     engine.shutdown()
 
 
 if __name__ == "__main__":
-    main(configure(globals()))
+    constants = configure(globals())
+    job.run(main, constants, hang_limit=hang_limit)

@@ -1,8 +1,8 @@
 # Qwen2.5-1.5B base on GSM8K with the settings of the A*-PO paper's repository. For every stage:
 #   python prepare.py --task=gsm8k
-#   python estimate_value.py config/gsm8k_qwen2.5_1.5b.py
-#   torchrun --nproc_per_node=1 train_apo.py config/gsm8k_qwen2.5_1.5b.py
-#   python evaluate.py config/gsm8k_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k_qwen2.5_1.5b/model
+#   torchrun --nproc_per_node=4 estimate_value.py config/gsm8k_qwen2.5_1.5b.py
+#   torchrun --nproc_per_node=4 train_apo.py config/gsm8k_qwen2.5_1.5b.py
+#   torchrun --nproc_per_node=4 evaluate.py config/gsm8k_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k_qwen2.5_1.5b/model
 model = "Qwen/Qwen2.5-1.5B"
 task = "gsm8k"
 out = "out/gsm8k_qwen2.5_1.5b"

@@ -1,8 +1,8 @@
 # Qwen2.5-1.5B base on MATH with the settings of the A*-PO paper's repository. For every stage:
 #   python prepare.py --task=math
-#   python estimate_value.py config/math_qwen2.5_1.5b.py
-#   torchrun --nproc_per_node=1 train_apo.py config/math_qwen2.5_1.5b.py
-#   python evaluate.py config/math_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/math_qwen2.5_1.5b/model
+#   torchrun --nproc_per_node=4 estimate_value.py config/math_qwen2.5_1.5b.py
+#   torchrun --nproc_per_node=4 train_apo.py config/math_qwen2.5_1.5b.py
+#   torchrun --nproc_per_node=4 evaluate.py config/math_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/math_qwen2.5_1.5b/model
 model = "Qwen/Qwen2.5-1.5B"
 task = "math"
 out = "out/math_qwen2.5_1.5b"

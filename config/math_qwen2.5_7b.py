@@ -1,9 +1,9 @@
 # Qwen2.5-7B base on MATH with the settings of the A*-PO paper's repository. For every stage:
 #   python prepare.py --task=math
-#   python estimate_value.py config/math_qwen2.5_7b.py
-#   torchrun --nproc_per_node=1 train_apo.py config/math_qwen2.5_7b.py
-#   python evaluate.py config/math_qwen2.5_7b.py --model=Qwen/Qwen2.5-7B,out/math_qwen2.5_7b/model
-# Stage 2 needs more than one 80 GB GPU here: weights, gradients and AdamW's state alone are 122 GB.
+#   torchrun --nproc_per_node=4 estimate_value.py config/math_qwen2.5_7b.py
+#   torchrun --nproc_per_node=4 train_apo.py config/math_qwen2.5_7b.py
+#   torchrun --nproc_per_node=4 evaluate.py config/math_qwen2.5_7b.py --model=Qwen/Qwen2.5-7B,out/math_qwen2.5_7b/model
+# 4 GPUs of 80 GB; on one with --offload_optimizer=True, and 122 GB of host memory for it (python memory.py: what fits where).
 model = "Qwen/Qwen2.5-7B"
 task = "math"
 out = "out/math_qwen2.5_7b"

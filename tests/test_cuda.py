@@ -59,7 +59,9 @@ def test_bfloat16_through_variable_length_attention(tmp_path):
 def test_vllm_agrees_after_a_sync_through_sleep_and_wake(tied, tmp_path):
     """The order of the training loop: sleep, change the weights, sync. CUDA graphs on, bfloat16, twice."""
     from common import sampling_seed
+    import job
     from rollout import Engine
+    job.start()
     tokenizer = byte_tokenizer()
     config = tiny_config(hidden_size=512, intermediate_size=1024, num_attention_heads=8, vocab_size=len(tokenizer),
                          tie_word_embeddings=tied, initializer_range=0.05)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import random_model, tiny_config
 
+import job
 from common import sampling_seed
 from prepare import byte_tokenizer
 
@@ -14,6 +15,7 @@ MAX_TOKENS = 24
 def setting(request, tmp_path_factory):
     """(engine built on one model, a different model of the same configuration)"""
     from rollout import Engine
+    job.start()
     tokenizer = byte_tokenizer()
     config = tiny_config(hidden_size=128, vocab_size=len(tokenizer), tie_word_embeddings=request.param)
     path = str(tmp_path_factory.mktemp("model"))
