@@ -16,7 +16,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from tqdm import tqdm
 
 import job
-from reward import REWARDS
+from reward import REWARDS, Graded, start_grading
 
 STAGES = ("prepare.py", "estimate_value.py", "train_apo.py", "evaluate.py")
 
@@ -38,19 +38,21 @@ def configure(script):
     def override(where, name, value, known):
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            sys.exit(f"error: {where}: there is no constant {name!r}; " + (f"did you mean {near[0]}?" if near else
+            job.refuse(f"error: {where}: there is no constant {name!r}; " + (f"did you mean {near[0]}?" if near else
                      "--help lists them"))
         if name in mine:
             kind = type(mine[name])
             value = float(value) if kind is float and type(value) is int else value
             if type(value) is not kind:
-                sys.exit(f"error: {where}: {name} is of type {kind.__name__}, such as {mine[name]!r}; got {value!r}")
+                job.refuse(f"error: {where}: {name} is of type {kind.__name__}, such as {mine[name]!r}; got {value!r}")
             if kind in (int, float) and not value >= 0:
-                sys.exit(f"error: {where}: {name} can't be {value}")
+                job.refuse(f"error: {where}: {name} can't be {value}")
             script[name] = value
 
     for arg in sorted(sys.argv[1:], key=lambda arg: arg.startswith("--")):
         if arg in ("-h", "--help"):
+            if job.rank > 0:
+                sys.exit(0)
             with open(script["__file__"]) as f:
                 lines = f.read().split("# " + "-" * 20)[0].splitlines()
             print(script["__doc__"], *(x for x in lines if x.startswith("# ") or x.split(" = ")[0] in mine), sep="\n")
@@ -58,14 +60,14 @@ def configure(script):
         if arg.startswith("--"):
             name, eq, text = arg[2:].partition("=")
             if not eq:
-                sys.exit(f"error: {arg}: constants are set as --{name}=value")
+                job.refuse(f"error: {arg}: constants are set as --{name}=value")
             override(arg, name, text if type(mine.get(name)) is str else literal(text), set(mine))
         elif os.path.isfile(arg):
             known = set(mine).union(*(stage_constants(os.path.join(here, stage)) for stage in STAGES))
             for name, value in preset_values(arg):
                 override(arg, name, value, known)
         else:
-            sys.exit(f"error: {arg}: neither --name=value nor a preset file")
+            job.refuse(f"error: {arg}: neither --name=value nor a preset file")
     return {name: script[name] for name in mine}
 
 
@@ -86,9 +88,9 @@ def preset_values(path):
                 raise SyntaxError("", (path, node.lineno, 0, ""))
         return [(node.targets[0].id, ast.literal_eval(node.value)) for node in body]
     except SyntaxError as e:
-        sys.exit(f"error: {path}, line {e.lineno}: a preset has only lines of the form name = value")
+        job.refuse(f"error: {path}, line {e.lineno}: a preset has only lines of the form name = value")
     except ValueError:
-        sys.exit(f"error: {path}: a value is not a number, string or boolean")
+        job.refuse(f"error: {path}: a value is not a number, string or boolean")
 
 
 def literal(text):
@@ -189,7 +191,10 @@ def whole_folder(path):
     finally:
         if job.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            if os.path.isdir(path):
+                shutil.rmtree(old, ignore_errors=True)
+            elif os.path.isdir(old):
+                os.rename(old, path)  # between the two renames something went wrong
 
 
 def sync_folder(path):
@@ -202,6 +207,23 @@ def sync_folder(path):
 def write_jsonl(path, rows):
     with whole_file(path) as f:
         f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# ---- grading -----------------------------------------------------------------------------------------------------
+
+def start_grading_together(rows, responses):
+    """Begin to grade a batch in the background, each rank its part. Returns a function that waits for all ranks and returns
+    Graded of the whole batch on each of them."""
+    mine = slice(job.rank, None, job.world)
+    wait = start_grading(rows[mine], [r.text for r in responses[mine]], [r.finished for r in responses[mine]])
+
+    def gathered():
+        whole = Graded(*([None] * len(rows) for _ in Graded._fields))
+        for rank, part in enumerate(job.gather(wait())):
+            for everything, values in zip(whole, part):
+                everything[rank::job.world] = values
+        return whole
+    return gathered
 
 
 # ---- prompts -----------------------------------------------------------------------------------------------------

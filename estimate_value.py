@@ -14,6 +14,7 @@ nothing anew. The value depends on the reference model alone, so one values.pt s
 """
 import json
 import os
+import sys
 import time
 from glob import glob
 from importlib.metadata import distributions
@@ -41,7 +42,7 @@ dtype = "float32"                # float32 or bfloat16
 seed = 0
 gpu_memory = 0.9                 # share of the GPU for the engine
 tp = 1                           # ranks that share an engine, for models that don't fit one GPU
-hang_limit = 900.0               # seconds without progress after which the job ends
+hang_limit = 540.0               # seconds without progress after which the job ends
 # ---------------------------------------------------------------------------------------------------------------------
 
 SAMPLED_FROM = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")  # what decides the samples
@@ -178,6 +179,10 @@ def finish(folder, rows, all_rows, samples, meta, seconds, tokens):
     graded = grade([by_id[i] for i, _ in samples], [s["text"] for s in every], [s["finished"] for s in every])
     for sample, reward in zip(every, graded.rewards):
         sample["reward"] = reward
+    lost = sum((row["id"], i) not in samples for row in rows for i in range(samples_per_prompt))
+    if lost:
+        sys.exit(f"error: {lost:,} responses are not in {folder}: is it on a file system that all machines share? The same "
+                 "command samples what is missing")
     table = [[samples[row["id"], i] for i in range(samples_per_prompt)] for row in rows]             # P x N
     rewards = torch.tensor([[s["reward"] for s in group] for group in table])                        # (P, N)
     values = {"ids": [row["id"] for row in rows], "rewards": rewards,

@@ -14,14 +14,13 @@ import os
 from math import comb, sqrt
 
 from common import (check, check_settings, configure, load_prompts, one_line_errors, open_model, progress, read_jsonl,
-                    sampling_seed, subset, whole_file)
+                    sampling_seed, start_grading_together, subset, whole_file)
 
 import numpy as np
 import torch  # common comes before it, to quiet it
 
 import job
 from model import Qwen2, deal, pack, resolve, sum_per_sequence
-from reward import grade
 
 model = "data/arithmetic/model,out/arithmetic/model"  # one or several: folders in Hugging Face format, or names on the hub
 task = "arithmetic"         # data/<task>/test.jsonl
@@ -37,7 +36,7 @@ gpu_memory = 0.8            # share of the GPU for the engine
 micro_batch_tokens = 16384  # tokens in one forward pass, for the KL
 seed = 0
 tp = 1                      # ranks that share an engine, for models that don't fit one GPU
-hang_limit = 900.0          # seconds without progress after which the job ends
+hang_limit = 540.0          # seconds without progress after which the job ends
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -72,8 +71,8 @@ def measure(engine, rows):
     grades = []
 
     def right(responses):  # P x k -> (P, k)
-        every = [(row, r) for row, group in zip(rows, responses) for r in group]
-        graded = grade([row for row, _ in every], [r.text for _, r in every], [r.finished for _, r in every])
+        graded = start_grading_together([row for row, group in zip(rows, responses) for _ in group],
+                                        [r for group in responses for r in group])()
         grades.append(graded)
         return np.array(graded.rewards).reshape(len(rows), -1)
 
@@ -178,7 +177,10 @@ def main():
             file, saved = os.path.join(name if os.path.isdir(name) else os.path.join("out", "eval", name), "eval.json"), {}
             if os.path.exists(file):
                 with open(file) as f:
-                    saved = json.load(f)
+                    try:
+                        saved = json.load(f)
+                    except ValueError as e:
+                        raise ValueError(f"{file}: not valid JSON ({e}); move it away") from None
             plans.append((path, rows, file, saved))
             shapes.append((config, tokenizer.eos_token_id))
             check(shapes[-1] == shapes[0], f"{name} has another shape or end-of-text token than {names[0]}; evaluate them one "

@@ -12,6 +12,7 @@ reads those of the others. It ends its process, whatever the main thread is wait
   - a rank has not beaten for `hang_limit` seconds, or since set-up no rank's main thread has got on in that time.
 """
 import errno
+import faulthandler
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -64,7 +66,7 @@ class Stopped(SystemExit):
 
 def phase(name):
     """The main thread begins something new. Messages name it."""
-    Me.where, Me.phases = name, Me.phases + 1
+    Me.where, Me.phases, Me.ticks = name, Me.phases + 1, 0
 
 
 def tick():
@@ -76,6 +78,7 @@ def gather(value):
     """[rank 0's value, rank 1's, ...] on every rank. Any Python object, so not for what is large."""
     if world == 1:
         return [value]
+    tick()  # who waits for the others is ahead of them
     values = [None] * world
     dist.all_gather_object(values, value)
     return values
@@ -84,6 +87,7 @@ def gather(value):
 def total(x):
     """Sum of a tensor over the ranks, in place."""
     if world > 1:
+        tick()
         dist.all_reduce(x)
     return x
 
@@ -95,14 +99,14 @@ def barrier():
 
 def stopping():
     """The signal that asked the job to end, or 0: the same answer on every rank, a collective. From the first call on SIGTERM
-    and Ctrl-C wait for the next one; a second signal interrupts."""
+    and Ctrl-C wait for the next one; only a second Ctrl-C interrupts."""
     Me.patient = True
     return max(gather(Me.stop))
 
 
 # ---- start and end -----------------------------------------------------------------------------------------------
 
-def start(hang_limit=900.0):
+def start(hang_limit=540.0):
     """Join the process group. Of many processes only rank 0 prints to stdout."""
     if world == 1:
         Me.store = Me.beats = dist.HashStore()
@@ -123,8 +127,10 @@ def start(hang_limit=900.0):
                             world_size=world, timeout=timedelta(days=1))
 
 
-def run(main, *args, hang_limit=900.0):
+def run(main, *args, hang_limit=540.0):
     """main(*args) as a job: every stage's last line. What ends one rank ends all, and is said once."""
+    if hang_limit < 4:
+        refuse(f"error: --hang_limit={hang_limit:g}: it must be at least 4 seconds, or every breath looks like a hang")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     try:
@@ -135,6 +141,8 @@ def run(main, *args, hang_limit=900.0):
         finish()
     except BaseException as error:
         report(error)
+    if world > 1:
+        leave(0, 0)  # gloo's threads and the interpreter's end race, and now and then a run that went well ends in an abort
 
 
 def finish():
@@ -144,13 +152,22 @@ def finish():
             barrier()
         Me.done.set()
         Me.watcher.join()  # a thread that is busy in the store when the interpreter ends would crash it
+        faulthandler.cancel_dump_traceback_later()
         beat()
 
 
+def refuse(text):
+    """Exit before the job has begun, for a reason that every rank finds: the first one says it."""
+    if rank > 0:
+        time.sleep(2)  # or torchrun would end it before
+        sys.exit(1)
+    sys.exit(text)
+
+
 def on_signal(number, _):
-    if Me.patient and not Me.stop:
-        Me.stop = number
-    elif not Me.ending.locked():
+    if Me.patient and not (Me.stop and number == signal.SIGINT):  # a cluster and torchrun may both send SIGTERM
+        Me.stop = Me.stop or number
+    else:
         raise Stopped(number)
 
 
@@ -158,6 +175,8 @@ def report(error):
     """The end of a main thread that raised."""
     if isinstance(error, SystemExit) and not error.code:
         return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     foreseen = isinstance(error, SystemExit) and isinstance(error.code, str)
     try:
         for _ in range(30 if Me.beats and world > 1 and not foreseen else 0):
@@ -181,16 +200,17 @@ def describe(error):
         return error.text
     if isinstance(error, SystemExit):
         return str(error.code)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or wanted:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or wanted or "out of memory" in text:
         state = ""
         if cuda:
-            free, size = (x / 2**30 for x in torch.cuda.mem_get_info())
-            ours = torch.cuda.memory_allocated() / 2**30
-            state = f"; {free:.1f} of {size:.1f} GiB are free, {ours:.1f} are this process's tensors"
+            state = "; {:.1f} of {:.1f} GiB are free".format(*(x / 2**30 for x in torch.cuda.mem_get_info()))
         return (f"error: {here}: out of {'GPU' if cuda and 'CPU' not in text else 'host'} memory"
                 f"{f', {wanted[1]} more were asked for' if wanted else ''}{state}. {advice()}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"error: {here}: no space left for {error.filename or 'a file'}. What was there is intact: make room. {ONWARD}"
+    # torch.save and safetensors raise errors of their own over the system's.
+    full = {errno.ENOSPC, errno.EDQUOT}.intersection(getattr(e, "errno", None) for e in (error, error.__context__))
+    if full or "No space left" in text:
+        file = getattr(error, "filename", None) or "a file"
+        return f"error: {here}: no space left for {file}. What was there is intact: make room. {ONWARD}"
     return "".join(traceback.format_exception(error)) + f"error: {here}: {type(error).__name__}: {text}"
 
 
@@ -198,7 +218,7 @@ def advice():
     """What to lower when memory runs out in this phase."""
     if any(word in Me.where for word in ("reference", "train")):
         return "Lower --micro_batch_tokens, or set --checkpoint_activations=True, then --offload_optimizer=True"
-    if any(word in Me.where for word in ("engine", "generate", "sync", "evaluate", "sampling")):
+    if any(word in Me.where for word in ("engine", "generate", "sync", "evaluat", "sampling")):
         return "Lower --engine_memory (stage 1 and evaluate.py: --gpu_memory), or spread an engine over GPUs with --tp=2"
     return "Use more GPUs, or --offload_optimizer=True and --offload_reference=True; memory.py shows what fits where"
 
@@ -220,9 +240,18 @@ def read_beats():
 
 
 def watch(hang_limit):
-    """The watcher's thread."""
+    """The watcher's thread. Whatever ends it ends the job: nobody runs unwatched."""
+    try:
+        keep_watch(hang_limit)
+    except Exception as error:
+        end(rank, describe(error))
+
+
+def keep_watch(hang_limit):
     last, beaten, moved = {}, {}, time.monotonic()  # beats, when each last changed, when any main thread last got on
     while not Me.done.is_set():
+        # For when the store doesn't answer, or the interpreter doesn't: a timer outside of both ends the process.
+        faulthandler.dump_traceback_later(2 * hang_limit + 60, exit=True)
         try:
             beat()
             if Me.stop and not Me.beats.check(["stop"]):
@@ -251,9 +280,9 @@ def watch(hang_limit):
         working = [b for b in beats.values() if b["progress"][0] and not b["done"]]  # set-up may download for an hour
         if now - moved > hang_limit and working:
             silent = [r for r in beats if now - beaten[r] > hang_limit / 2]
-            r = min(silent or beats, key=lambda r: beats[r]["progress"][0])
-            end(r, f"error: no process has got on for {now - moved:.0f} s (--hang_limit); furthest behind: "
-                f"{name_of(r, beats)}. {ONWARD}")
+            behind = silent or [r for r in beats if beats[r]["progress"] == min(b["progress"] for b in beats.values())]
+            end(behind[0] if silent else None, f"error: no process has got on for {now - moved:.0f} s (--hang_limit); furthest "
+                f"behind: {', '.join(name_of(r, beats) for r in behind[:4])}{', ...' * (len(behind) > 4)}. {ONWARD}")
         Me.done.wait(1.0)
 
 
@@ -273,7 +302,7 @@ def find_dead(beats):
             try:
                 with open(f"/proc/{b['pid']}/stat") as f:
                     gone = f.read().rsplit(")", 1)[1].split()[0] in "ZX"
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 gone = True
             if gone and not read_beats()[r]["done"]:
                 return r
@@ -293,7 +322,8 @@ def end(culprit, text, status=1):
     except RuntimeError:  # the store is gone already: each machine says it once
         first = local_rank == 0
     if first:
-        print(text, file=sys.__stderr__, flush=True)
+        with suppress(OSError):  # the disk that is full may be the log's
+            print(text, file=sys.__stderr__, flush=True)
     if culprit not in (None, rank):
         kill_stuck(culprit)
     leave(status, wait)
@@ -317,13 +347,14 @@ def kill_stuck(r):
     """A stopped process can't end itself, and torchrun gives it half a minute."""
     b = Me.last.get(r)
     if b and b["machine"] == machine:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(b["pid"], signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def leave(status, seconds):
+    """End this process without ceremony: an orderly end would wait for the collective that the main thread is in."""
     time.sleep(seconds)
-    sys.stdout.flush()
-    os._exit(status)  # an orderly exit would wait for the collective that the main thread is in
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)

@@ -8,12 +8,16 @@ a micro-batch, and D, F, V, H, K, E, L as in model.py:
 
     weights, gradients, AdamW   (4 + 4 + 8) N / S, float32; in host memory with offload_optimizer
     reference                   b N / S; in host memory with offload_reference
+                                (there pinned memory rounds each weight and gradient up to a power of two bytes)
     gathered                    root (embeddings, head) and two layers: their weights and gradients in b, and in 4 to be reduced
     activations                 what backward needs of every layer; with checkpoint_activations of one, and every layer's input
     logits                      of LOGPS_CHUNK tokens, never of all: logits, softmax and gradient in 4, one of them in b
 
 Measured against it: bench/RESULTS.md.
 """
+from contextlib import suppress
+from math import ceil, log2
+
 import common  # before torch, to quiet it
 
 import torch
@@ -39,12 +43,15 @@ def estimate(config, shards, tokens, dtype, checkpoint_activations=False, offloa
     c, b = config, torch.finfo(getattr(torch, dtype)).bits // 8
     with torch.device("meta"):
         model = Qwen2(c)
-    everything = sum(p.numel() for p in model.parameters())
+    numbers = [p.numel() for p in model.parameters()]
+    everything = sum(numbers)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     root = everything - c.num_hidden_layers * layer
     device, host = {}, {}
-    (host if offload_optimizer else device)["weights, gradients and AdamW"] = 16 * everything / shards
-    (host if offload_reference else device)["reference"] = b * everything / shards
+    pinned = {size: sum(2 ** ceil(log2(max(size * n / shards, 1))) for n in numbers) for size in (4, b)}
+    (host if offload_optimizer else device)["weights, gradients and AdamW"] = (
+        2 * pinned[4] + 8 * everything / shards if offload_optimizer else 16 * everything / shards)
+    (host if offload_reference else device)["reference"] = pinned[b] if offload_reference else b * everything / shards
     device["gathered"] = (2 * b + 4) * (root + 2 * layer)
     # A layer's, per token: two norms, each its input in float32 and its output; q, k, v and what attention makes of them; the
     # MLP's gate before and after silu, up, and their product.
@@ -76,8 +83,14 @@ def forget():
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        with open("/proc/self/clear_refs", "w") as f:
-            f.write("5")  # Linux: the peak of the resident set becomes what it is now
+        with suppress(OSError), open("/proc/self/clear_refs", "w") as f:
+            f.write("5")  # the peak of the resident set becomes what it is now; where that is forbidden, it stays
+
+
+def host_memory():
+    """Bytes of host memory that can still be had."""
+    with open("/proc/meminfo") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
 
 
 def main():

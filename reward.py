@@ -125,7 +125,7 @@ Own = threading.local()
 def grade_one(*request):
     """(reward, inexact, timed out) from this thread's process, which is started if it isn't there."""
     if not hasattr(Own, "process"):
-        # In a session of its own: signals to the job are for the stage. It ends when its input does.
+        # In a session of its own, out of Ctrl-C's way. It ends when its input does.
         Own.process = subprocess.Popen([sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, start_new_session=True)
     try:
@@ -154,6 +154,8 @@ def serve():
     """
     import resource
     import traceback
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # they are for the stage, which may want this batch graded before it ends
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     for line in sys.stdin:
         task, *request = json.loads(line)

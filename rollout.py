@@ -13,6 +13,7 @@ sync() therefore compares some weights bit for bit, and train_apo.py vLLM's log-
 import logging
 import os
 import warnings
+from contextlib import suppress
 from glob import glob
 from typing import NamedTuple
 
@@ -63,7 +64,8 @@ class Engine:
         job.barrier()
         if job.local_rank == 0:  # mapped by now: without a name they can't be left behind by a job that is killed
             for path in glob("/dev/shm/*-cpushm_*"):
-                os.unlink(path)
+                with suppress(OSError):  # another job's, already gone
+                    os.unlink(path)
 
     def share(self, items):
         """This engine's part of a list, for stream()."""

@@ -28,7 +28,7 @@ from functools import partial
 from glob import glob
 
 from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
-                    open_model, read_jsonl, sampling_seed, subset, whole_folder, write_jsonl)
+                    open_model, read_jsonl, sampling_seed, start_grading_together, subset, whole_folder, write_jsonl)
 
 import numpy as np  # common comes before torch, to quiet it
 import torch
@@ -38,9 +38,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import job
 from estimate_value import load_values
-from memory import estimate, forget, in_words, resident
+from memory import estimate, forget, host_memory, in_words, resident
 from model import Qwen2, deal, fingerprint, pack, shard_model, sum_per_sequence
-from reward import grade, start_grading
 
 # what
 model = "data/arithmetic/model"  # initial policy and reference: a folder in Hugging Face format, or a name on the hub
@@ -81,7 +80,7 @@ offload_optimizer = False        # keep master weights, gradients and AdamW's st
 engine_memory = 0.5              # share of the GPU for vLLM while it is awake
 tp = 1                           # ranks that share an engine, for models that don't fit one GPU
 replicate_nodes = False          # each node shards a copy of its own: less traffic between nodes, more memory
-hang_limit = 900.0               # seconds without progress after which the job ends; saving must take less
+hang_limit = 540.0               # seconds without progress after which the job ends; a checkpoint must take less
 logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)| of a token; 0: from the dtype and the first step
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -108,7 +107,7 @@ def evaluate_policy(engine, rows):
                                     max_response_tokens, t)
         if job.stopping():
             return None
-        accuracy.append(sum(grade(rows, [r.text for r in responses], [r.finished for r in responses]).rewards) / len(rows))
+        accuracy.append(sum(start_grading_together(rows, responses)().rewards) / len(rows))
     return accuracy
 
 
@@ -209,13 +208,24 @@ def save_checkpoint(folder, step, policy, optimizer, constants):
     except (OSError, CheckpointException) as e:
         room = shutil.disk_usage(folder).free
         needed = 12 * sum(p.numel() for p in policy.parameters())
-        before = [p for p in checkpoints(folder) if p != path]
+        before = [p for p in checkpoints(folder) if p < path]
         sys.exit(f"error: {path} could not be written: it takes {needed / 1e9:,.3f} GB, {room / 1e9:,.3f} GB are free "
                  f"({' '.join(str(e).split())[-200:]}). " + (f"{before[-1]} is intact: make room, and the same command goes on"
                                                              if before else "Make room and start again"))
     if job.rank == 0:
-        for old in checkpoints(folder)[:-keep_checkpoints]:
-            shutil.rmtree(old)
+        older = [p for p in checkpoints(folder) if p < path]
+        later = [p for p in checkpoints(folder) if p > path]  # damaged ones, which this run didn't go on from
+        for superseded in older[:max(0, len(older) + 1 - keep_checkpoints)] + later:
+            shutil.rmtree(superseded)
+
+
+def steps_of_model(folder):
+    """After how many steps <folder>/model was written, or None if there is none."""
+    try:
+        with open(os.path.join(folder, "model", "training.json")) as f:
+            return json.load(f)["steps"]
+    except FileNotFoundError:
+        return None
 
 
 def load_checkpoint(path, policy, optimizer):
@@ -255,8 +265,8 @@ def warnings_about(history):
 def check_finite(step, loss, norm):
     """Exit before the update if loss or gradient is infinite or not a number; the same on every rank."""
     if not (np.isfinite(loss) and np.isfinite(norm)):
-        sys.exit(f"error: step {step}: the loss is {loss}, the gradient's norm {norm}. The weights were not updated. Go on "
-                 "from the last checkpoint with a lower --lr, in another --out, or see whether --dtype=float32 mends it")
+        sys.exit(f"error: step {step}: the loss is {loss}, the gradient's norm {norm}. The weights were not updated. Begin "
+                 "anew in another --out with a lower --lr, or see whether --dtype=float32 mends it")
 
 
 class Clock:
@@ -285,7 +295,7 @@ def main(constants):
         check(len(set(job.gather(first_step))) == 1, f"{folder}/ckpt: not every process sees the same checkpoints there; --out "
               "must be on a file system that all machines share")
         history = [m for m in read_jsonl(metrics_path, ("step",)) if m["step"] < first_step] if checkpoint else []
-    if first_step >= max_steps and os.path.isdir(os.path.join(folder, "model")):
+    if first_step >= max_steps and steps_of_model(folder) == first_step:
         print(f"{folder} is trained: {first_step} steps; raise --max_steps to go on, or begin anew with --resume=False")
         return
     replicas = job.world // job.local_world if replicate_nodes else 1
@@ -305,9 +315,11 @@ def main(constants):
     job.phase("loading the weights")
     compute = getattr(torch, dtype)
 
+    pin = sum(host.values()) * job.local_world < 0.8 * host_memory()
+
     def load(dtype, offload):
         return Qwen2.from_pretrained(path, dtype, "cpu" if offload else job.device,
-                                     partial(shard_model, compute_dtype=compute, offload=offload, replicas=replicas))
+                                     partial(shard_model, compute_dtype=compute, offload=offload, pin=pin, replicas=replicas))
 
     policy, reference = load(torch.float32, offload_optimizer), load(compute, offload_reference)
     policy.checkpoint_activations = checkpoint_activations
@@ -319,11 +331,14 @@ def main(constants):
         print(f"going on from {checkpoint}")
     elif job.rank == 0:
         shutil.rmtree(os.path.join(folder, "ckpt"), ignore_errors=True)
+    if job.rank == 0:
+        for leftover in glob(os.path.join(folder, "ckpt", "*.tmp")) + glob(os.path.join(folder, "ckpt", "*.old")):
+            shutil.rmtree(leftover)  # a killed run's
     engine.sync(policy.full_weights(compute), config.tie_word_embeddings)
 
     def measure(*names):
         """Held-out accuracy, greedy and sampled, under these names; nothing if the job is to stop."""
-        job.phase("evaluating")
+        job.phase("evaluation")
         accuracy = evaluate_policy(engine, test)
         return dict(zip(names, accuracy)) if accuracy else {}
 
@@ -341,6 +356,7 @@ def main(constants):
             print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(*start.values()))
     elif due(first_step - 1) and "accuracy" not in history[-1]:  # stopped while it was measured
         history[-1].update(measure("accuracy", "accuracy_sampled"))
+        record()
     print(HEADER, flush=True)
     first_mean = None  # the sampler's rounding, measured in this process's first step
     warned = -10       # the step when something was last warned about
@@ -364,8 +380,7 @@ def main(constants):
 
         # ---- score, each rank its part, in other processes while this one goes on ----
         clock.begin("reference")
-        mine = range(job.rank, batch_size, job.world)
-        grading = start_grading([batch[i] for i in mine], *zip(*((responses[i].text, responses[i].finished) for i in mine)))
+        grading = start_grading_together(batch, responses)
         v_star = torch.tensor([row["v_star"] for row in batch])                                                # (batch,)
 
         # ---- log-probabilities under the reference, in the micro-batches of training: equal models, equal numbers ----
@@ -379,9 +394,8 @@ def main(constants):
                           for micro in micros] for micros in mini_batches]
         reference.reshard()  # without a backward pass its root would stay gathered
         clock.begin("grade")
-        graded, rewards = job.gather(grading()), torch.empty(batch_size)                                       # (batch,)
-        for rank, part in enumerate(graded):
-            rewards[rank::job.world] = torch.tensor(part.rewards)
+        graded = grading()
+        rewards = torch.tensor(graded.rewards)                                                                 # (batch,)
 
         # ---- regress ----
         clock.begin("train")
@@ -434,8 +448,7 @@ def main(constants):
                    "entropy": entropy / count, "grad_norm": sum(grad_norms) / len(grad_norms),
                    "response_length": count / batch_size, "truncated": sum(not r.finished for r in responses) / batch_size,
                    "v_star": v_star.mean().item(), "logp_diff_max": diff_max, "logp_diff_mean": diff_mean,
-                   "grade_inexact": sum(sum(part.inexact) for part in graded) / batch_size,
-                   "grade_timed_out": sum(sum(part.timed_out) for part in graded) / batch_size,
+                   "grade_inexact": sum(graded.inexact) / batch_size, "grade_timed_out": sum(graded.timed_out) / batch_size,
                    "tokens": count, "lr": now_lr, **clock.seconds, "seconds_step": sum(clock.seconds.values()),
                    "memory_gb": max(job.gather(peak / 1e9)), **start}
         start = {}
@@ -462,6 +475,8 @@ def main(constants):
         policy.save_pretrained(temporary, compute)
         if job.rank == 0:
             tokenizer.save_pretrained(temporary)
+            with open(os.path.join(temporary, "training.json"), "w") as f:
+                json.dump({"steps": steps, "constants": constants}, f, indent=2)
     print(f"wrote {metrics_path} and {folder}/model; at most {history[-1]['memory_gb']:.1f} GB a process beside its engine")
     engine.shutdown()
 

@@ -1,6 +1,6 @@
 """Measured memory of training against the estimate that train_apo.py prints, at the true shapes, with random weights.
 
-    python bench/fits.py                      # without a GPU: 0.5B in several settings, about 20 minutes on two cores, 12 GB
+    python bench/fits.py                      # without a GPU: 0.5B in several settings, a quarter of an hour, 16 GB
     python bench/fits.py --gpu                # on one GPU: 1.5B and 3B held to 24 GB, 7B to 80 GB, with the times of a step
 
 Random weights never end a response, so each has max_response_tokens. The whole loop runs, vLLM included. What is measured is
@@ -33,11 +33,10 @@ if torch.cuda.is_available():
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # model, processes, sequences in a mini-batch, tokens of a response, GB, settings
-ON_CPU = [("0.5B", 1, 16, 112, 0, dict(dtype="bfloat16")),
-          ("0.5B", 1, 16, 112, 0, dict(dtype="bfloat16", checkpoint_activations=True)),
-          ("0.5B", 1, 16, 112, 0, dict(dtype="float32", checkpoint_activations=True)),
-          ("0.5B", 2, 16, 112, 0, dict(dtype="bfloat16", checkpoint_activations=True)),
-          ("0.5B", 2, 16, 112, 0, dict(dtype="bfloat16"))]
+ON_CPU = [("0.5B", 1, 8, 56, 0, dict(dtype="bfloat16")),
+          ("0.5B", 1, 8, 56, 0, dict(dtype="bfloat16", checkpoint_activations=True)),
+          ("0.5B", 1, 8, 56, 0, dict(dtype="float32", checkpoint_activations=True)),
+          ("0.5B", 2, 8, 56, 0, dict(dtype="bfloat16"))]
 OFFLOAD = dict(offload_optimizer=True, offload_reference=True)
 ON_GPU = [("1.5B", 1, 128, 1024, 24, dict(dtype="bfloat16", checkpoint_activations=True, engine_memory=0.12,
                                           micro_batch_tokens=8192, offload_optimizer=True)),
@@ -71,8 +70,9 @@ def main(runs):
         shared = [f"--model={size}", f"--out=run{number}", f"--max_response_tokens={response}", f"--dtype={settings['dtype']}"]
         call(sys.executable, REPO / "estimate_value.py", *shared, f"--max_prompts={2 * sequences}", "--samples_per_prompt=1",
              f"--gpu_memory={settings.get('engine_memory', 0.5)}")
-        arguments = [*shared, f"--batch_size={2 * sequences}", f"--mini_batch_size={sequences}", "--max_steps=2",
-                     "--eval_prompts=1", "--save_every=0", *(f"--{k}={v}" for k, v in settings.items())]
+        arguments = [*shared, f"--batch_size={2 * sequences}", f"--mini_batch_size={sequences}",
+                     f"--max_steps={3 if limit else 1}", "--eval_prompts=1", "--save_every=0",
+                     *(f"--{k}={v}" for k, v in settings.items())]
         launch = [sys.executable, "-c", LIMITED, limit] if limit else [sys.executable, "-m", "torch.distributed.run",
                                                                        f"--nproc_per_node={processes}"]
         call(*launch, REPO / "train_apo.py", *arguments)

@@ -3,7 +3,7 @@
 #   torchrun --nproc_per_node=4 estimate_value.py config/gsm8k_qwen2.5_7b.py
 #   torchrun --nproc_per_node=4 train_apo.py config/gsm8k_qwen2.5_7b.py
 #   torchrun --nproc_per_node=4 evaluate.py config/gsm8k_qwen2.5_7b.py --model=Qwen/Qwen2.5-7B,out/gsm8k_qwen2.5_7b/model
-# 4 GPUs of 80 GB; on one with --offload_optimizer=True, and 122 GB of host memory for it (python memory.py: what fits where).
+# 4 GPUs of 80 GB, or one with --offload_optimizer=True and 180 GB of host memory for it (python memory.py: what fits where).
 model = "Qwen/Qwen2.5-7B"
 task = "gsm8k"
 out = "out/gsm8k_qwen2.5_7b"

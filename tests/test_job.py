@@ -70,10 +70,11 @@ def nothing_left(*pids):
 # ---- the same numbers --------------------------------------------------------------------------------------------
 
 def test_layouts_agree(whole, folder):
-    """One process, two, two that share an engine, two nodes of one process: the same samples, and losses within rounding, over
-    six steps. Micro-batches differ between one and two. A checkpoint of two processes goes on in one."""
+    """One process, two, two that share an engine (and offload all they can), two nodes of one process with a replica each: the
+    same samples, and losses within rounding, over six steps. Micro-batches differ between one and two. A checkpoint of two
+    processes goes on in one."""
     small = (*SMALL, "--max_steps=6")
-    layouts = {"two": [], "tp": ["--tp=2"]}
+    layouts = {"two": [], "tp": ["--tp=2", "--offload_optimizer=True", "--offload_reference=True"]}
     for name, extra in layouts.items():
         run_folder(folder, name)
         finished(torchrun("train_apo.py", *small, f"--out=out/{name}", *extra, cwd=folder))
@@ -172,10 +173,31 @@ def test_damaged_checkpoints(whole, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "step-000006 is damaged (__0_0.distcp has" in said and said.count("\n") == 1
     os.remove(out / "ckpt/step-000004/.metadata")
+    assert sorted(os.listdir(out / "ckpt")) == ["step-000004", "step-000006"]
     with pytest.raises(ValueError, match="step-000004 is damaged .*and no other is left; begin anew with --resume=False"):
         train_apo.find_checkpoint(str(out), constants)
     monkeypatch.setattr(train_apo, "resume", False)
     assert train_apo.find_checkpoint(str(out), constants) == (None, 0)
+
+
+def test_thinning_spares_what_is_whole(tmp_path, monkeypatch):
+    """A damaged checkpoint of a later step must not crowd out the good ones that are saved after it was skipped."""
+    for name in ("step-000002", "step-000004", "step-000008", "step-000010"):
+        os.makedirs(tmp_path / "ckpt" / name)
+    monkeypatch.setattr(train_apo, "get_state_dict", lambda *_: ({}, {}))
+    monkeypatch.setattr(train_apo.dcp, "save", lambda state, checkpoint_id: None)
+    for keep, left in ((4, ["2", "4", "6"]), (2, ["4", "6"]), (1, ["6"])):
+        monkeypatch.setattr(train_apo, "keep_checkpoints", keep)
+        train_apo.save_checkpoint(str(tmp_path), 6, None, None, {})
+        assert sorted(os.listdir(tmp_path / "ckpt")) == [f"step-00000{step}" for step in left]
+
+
+def test_a_wrong_constant_is_reported_once(tmp_path):
+    for wrong, said in (("--lrr=1", "there is no constant 'lrr'; did you mean lr?"), ("--hang_limit=1", "4 seconds")):
+        launcher = torchrun("train_apo.py", wrong, cwd=tmp_path)
+        output = launcher.communicate(timeout=60)[0]
+        assert launcher.returncode and output.count("error: ") == 1 and said in output
+        assert "Traceback" not in output.split("E1")[0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
@@ -283,7 +305,6 @@ MINI = """
         if job.rank == 1 and what == "allocate":
             import torch
             torch.empty(1 << 50, dtype=torch.uint8)
-        job.phase("the rest")
         job.barrier()
         if job.rank == 0:
             print("well done")
