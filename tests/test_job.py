@@ -82,7 +82,9 @@ def test_layouts_agree(whole, folder):
     nodes = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={n}",
                                "--master_addr=127.0.0.1", "--master_port=29533", "--nproc_per_node=1",
                                str(REPO / "train_apo.py"), *small, "--out=out/nodes", "--replicate_nodes=True"],
-                              cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for n in (0, 1)]
+                              cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # as torchrun does for two on one machine
+             for n in (0, 1)]
     for node in nodes:
         finished(node)
     shutil.copytree(folder / "out/two", folder / "out/fewer")
