@@ -17,6 +17,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 import common  # noqa: F401  before torch
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")  # memory that is freed goes back: count what is in use
 
 import torch
 
