@@ -7,7 +7,7 @@ Runs train_apo.py as it is, with a stopwatch around each part, and prints the sh
   a checkpoint     save_checkpoint, once, against one step
   stop requests    job.stopping, after generation and after the step, as it waits for the slowest rank
   beats            the watcher's thread, in seconds of processor time
-  weights          sync's bit-for-bit comparison of probes is part of sync; the difference of log-probabilities, check_finite
+  checks           check_sampler and check_finite, once their numbers are there; comparing probes is part of sync
 """
 import os
 import subprocess
