@@ -4,12 +4,12 @@
     torchrun --nnodes=2 --node_rank=0 --master_addr=10.0.0.1 --nproc_per_node=8 train_apo.py  # node_rank=1 on the other
     python train_apo.py                                                                       # a job of one
 
-Left to themselves the others hang when a rank raises, is killed or gets stuck: they wait for it in a collective, with NCCL
-for half an hour. So each process has a watcher, a thread that once a second puts a beat into the job's key-value store and
-reads those of the others. It ends its process, whatever the main thread is waiting for, when
+Left to themselves the others hang when a rank raises, is killed or gets stuck: they wait for it in a collective, for many
+minutes. So each process has a watcher, a thread that once a second puts a beat into the job's key-value store and reads those
+of the others. It ends its process, whatever the main thread is waiting for, when
   - a rank has left a verdict: why the job ends. The first verdict stands, and is printed once;
   - a process of the same machine is gone without having said that it is done;
-  - a rank has not beaten for `hang_limit` seconds, or since set-up no rank's main thread has got on in that time.
+  - for `hang_limit` seconds a rank has not begun or not beaten, or, once all are through with set-up, none has got on.
 """
 import errno
 import faulthandler
@@ -36,6 +36,8 @@ rank, local_rank, world, local_world = (int(os.environ[name]) for name in ("RANK
                                                                            "LOCAL_WORLD_SIZE"))
 cuda = torch.cuda.is_available()
 device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+# Else NCCL ends the processes that talked to a lost one, and it is they who look like the culprits.
+os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 machine = f"{socket.gethostname()}, node {os.environ.get('GROUP_RANK', 0)}"  # two machines may bear the same name
 
 ONWARD = "The same command goes on from what was last saved."
@@ -49,10 +51,10 @@ class Me:
     done = threading.Event()  # all is done, it is just about to end
     stop = 0             # the signal by which this rank or another was asked to end
     patient = False      # whether the main thread looks at `stop` by itself, or is interrupted
-    store = beats = None  # the job's key-value store: the main thread's connection, the watcher's
+    store = None         # the job's key-value store, over a connection in which nobody waits for a key
     last = {}            # {rank: its last beat}
     watcher = None
-    beating, ending = threading.Lock(), threading.Lock()
+    ending = threading.Lock()
 
 
 class Stopped(SystemExit):
@@ -106,24 +108,28 @@ def stopping():
 
 # ---- start and end -----------------------------------------------------------------------------------------------
 
-def start(hang_limit=540.0):
-    """Join the process group. Of many processes only rank 0 prints to stdout."""
+def start(hang_limit=0.0):
+    """Join the process group, watched from here on; hang_limit 0: unwatched, for a job of one. Of many processes only rank 0
+    prints to stdout."""
     if world == 1:
-        Me.store = Me.beats = dist.HashStore()
+        waits = Me.store = dist.HashStore()
     else:
-        # torchrun keeps the store in a process of its own, so it outlives any rank. The watcher has a connection to itself,
-        # as the main thread's may be busy waiting.
+        # torchrun keeps the store in a process of its own, so it outlives any rank. One connection is for those who wait for a
+        # key: until it is there nobody else can use it.
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        Me.store, Me.beats = (dist.PrefixStore(f"job/{attempt}", dist.TCPStore(
+        waits, Me.store = (dist.PrefixStore(f"job/{attempt}", dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=host, timeout=timedelta(seconds=hang_limit)))
             for host in (rank == 0 and not hosted, False))
         if rank > 0:
             sys.stdout = open(os.devnull, "w")
+    if hang_limit:
+        Me.watcher = threading.Thread(target=watch, args=(hang_limit,), daemon=True)
+        Me.watcher.start()
     if cuda:
         torch.cuda.set_device(device)
     # Waiting for a slower rank is no error, however long: the watcher tells it from a hang.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("group", Me.store), rank=rank,
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("group", waits), rank=rank,
                             world_size=world, timeout=timedelta(days=1))
 
 
@@ -135,8 +141,6 @@ def run(main, *args, hang_limit=540.0):
         signal.signal(number, on_signal)
     try:
         start(hang_limit)
-        Me.watcher = threading.Thread(target=watch, args=(hang_limit,), daemon=True)
-        Me.watcher.start()
         main(*args)
         finish()
     except BaseException as error:
@@ -148,17 +152,16 @@ def run(main, *args, hang_limit=540.0):
 def finish():
     """All ranks are through: from here on none is missed."""
     if Me.watcher and not Me.done.is_set():
-        if dist.is_initialized():
-            barrier()
+        barrier()
         Me.done.set()
         Me.watcher.join()  # a thread that is busy in the store when the interpreter ends would crash it
-        faulthandler.cancel_dump_traceback_later()
         beat()
+        faulthandler.dump_traceback_later(60, exit=True)  # what is left to do takes seconds
 
 
 def refuse(text):
-    """Exit before the job has begun, for a reason that every rank finds: the first one says it."""
-    if rank > 0:
+    """Exit before the job has begun, for a reason that every rank of this machine finds: the first one says it."""
+    if local_rank > 0:
         time.sleep(2)  # or torchrun would end it before
         sys.exit(1)
     sys.exit(text)
@@ -179,11 +182,11 @@ def report(error):
         signal.signal(number, signal.SIG_IGN)
     foreseen = isinstance(error, SystemExit) and isinstance(error.code, str)
     try:
-        for _ in range(30 if Me.beats and world > 1 and not foreseen else 0):
+        for _ in range(30 if Me.store and world > 1 and not foreseen else 0):
             culprit = find_dead(read_beats())  # did it only raise because another rank did, or died? Give that time to show.
             if culprit is not None:
                 end(culprit, died(culprit))
-            if Me.beats.check(["verdict"]):
+            if Me.store.check(["verdict"]):
                 follow()
             time.sleep(0.1)
     except RuntimeError:
@@ -201,11 +204,11 @@ def describe(error):
     if isinstance(error, SystemExit):
         return str(error.code)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or wanted or "out of memory" in text:
-        state = ""
-        if cuda:
-            state = "; {:.1f} of {:.1f} GiB are free".format(*(x / 2**30 for x in torch.cuda.mem_get_info()))
-        return (f"error: {here}: out of {'GPU' if cuda and 'CPU' not in text else 'host'} memory"
-                f"{f', {wanted[1]} more were asked for' if wanted else ''}{state}. {advice()}")
+        kind, state = "host", ""
+        if cuda and "CPU" not in text:
+            kind, state = "GPU", "; {:.1f} of {:.1f} GiB are free".format(*(x / 2**30 for x in torch.cuda.mem_get_info()))
+        return (f"error: {here}: out of {kind} memory{f', {wanted[1]} more were asked for' if wanted else ''}{state}. "
+                f"{advice()}")
     # torch.save and safetensors raise errors of their own over the system's.
     full = {errno.ENOSPC, errno.EDQUOT}.intersection(getattr(e, "errno", None) for e in (error, error.__context__))
     if full or "No space left" in text:
@@ -216,7 +219,9 @@ def describe(error):
 
 def advice():
     """What to lower when memory runs out in this phase."""
-    if any(word in Me.where for word in ("reference", "train")):
+    if Me.where.startswith("KL"):
+        return "Lower --micro_batch_tokens"
+    if Me.where.endswith((", reference", ", train")):
         return "Lower --micro_batch_tokens, or set --checkpoint_activations=True, then --offload_optimizer=True"
     if any(word in Me.where for word in ("engine", "generate", "sync", "evaluat", "sampling")):
         return "Lower --engine_memory (stage 1 and evaluate.py: --gpu_memory), or spread an engine over GPUs with --tp=2"
@@ -226,16 +231,15 @@ def advice():
 # ---- the watcher -------------------------------------------------------------------------------------------------
 
 def beat():
-    with Me.beating:  # never an older one over a newer
-        state = {"pid": os.getpid(), "machine": machine, "time": time.monotonic(), "where": Me.where,
-                 "progress": [Me.phases, Me.ticks], "done": Me.done.is_set()}
-        Me.beats.set(f"beat/{rank}", json.dumps(state))
+    state = {"pid": os.getpid(), "machine": machine, "time": time.monotonic(), "where": Me.where,
+             "progress": [Me.phases, Me.ticks], "done": Me.done.is_set()}
+    Me.store.set(f"beat/{rank}", json.dumps(state))
 
 
 def read_beats():
     """{rank: its last beat} of the ranks that have begun. Raises RuntimeError if the store is gone."""
-    begun = [r for r in range(world) if r in Me.last or Me.beats.check([f"beat/{r}"])]
-    Me.last = dict(zip(begun, map(json.loads, Me.beats.multi_get([f"beat/{r}" for r in begun]))))
+    begun = [r for r in range(world) if r in Me.last or Me.store.check([f"beat/{r}"])]
+    Me.last = dict(zip(begun, map(json.loads, Me.store.multi_get([f"beat/{r}" for r in begun]))))
     return Me.last
 
 
@@ -248,17 +252,18 @@ def watch(hang_limit):
 
 
 def keep_watch(hang_limit):
-    last, beaten, moved = {}, {}, time.monotonic()  # beats, when each last changed, when any main thread last got on
+    last, beaten = {}, {}  # beats, and when each last changed
+    begun = moved = time.monotonic()  # moved: when any main thread last got on
     while not Me.done.is_set():
         # For when the store doesn't answer, or the interpreter doesn't: a timer outside of both ends the process.
         faulthandler.dump_traceback_later(2 * hang_limit + 60, exit=True)
         try:
             beat()
-            if Me.stop and not Me.beats.check(["stop"]):
-                Me.beats.set("stop", str(Me.stop))
-            elif Me.patient and not Me.stop and Me.beats.check(["stop"]):
-                Me.stop = int(Me.beats.get("stop"))
-            if Me.beats.check(["verdict"]):
+            if Me.stop and not Me.store.check(["stop"]):
+                Me.store.set("stop", str(Me.stop))
+            elif Me.patient and not Me.stop and Me.store.check(["stop"]):
+                Me.stop = int(Me.store.get("stop"))
+            if Me.store.check(["verdict"]):
                 follow()
             beats = read_beats()
             culprit = find_dead(beats)
@@ -273,12 +278,15 @@ def keep_watch(hang_limit):
         last = beats
         if culprit is not None:
             end(culprit, died(culprit))
+        absent = [r for r in range(world) if r not in beats]
+        if absent and now - begun > hang_limit:
+            end(None, f"error: {now - begun:.0f} s after this process rank {absent[0]} has not begun: see what torchrun says "
+                      "on its machine")
         for r in beats:
             if now - beaten[r] > hang_limit and not beats[r]["done"]:
                 end(r, f"error: {name_of(r, beats)} has given no sign of life for {now - beaten[r]:.0f} s: stopped, or its "
                     f"machine is gone. {ONWARD}")
-        working = [b for b in beats.values() if b["progress"][0] and not b["done"]]  # set-up may download for an hour
-        if now - moved > hang_limit and working:
+        if now - moved > hang_limit and all(b["progress"][0] for b in beats.values()):  # set-up may download for an hour
             silent = [r for r in beats if now - beaten[r] > hang_limit / 2]
             behind = silent or [r for r in beats if beats[r]["progress"] == min(b["progress"] for b in beats.values())]
             end(behind[0] if silent else None, f"error: no process has got on for {now - moved:.0f} s (--hang_limit); furthest "
@@ -335,7 +343,7 @@ def follow():
         time.sleep(60)
     status = 1
     try:
-        author, culprit, status, _ = json.loads(Me.beats.get("verdict"))
+        author, culprit, status, _ = json.loads(Me.store.get("verdict"))
         if culprit != author:
             kill_stuck(culprit)
     except RuntimeError:

@@ -5,6 +5,7 @@
 """
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,11 @@ def run(script, *args, cwd, check=True):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done
+
+
+def own_words(output):
+    """What a job under torchrun said before torchrun's report of it, whose lines begin with E and the date."""
+    return re.split(r"(?m)^E\d{4} ", output)[0]
 
 
 def metrics_of(out):

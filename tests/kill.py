@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -57,8 +58,17 @@ def what_counts(out):
             for line in open(out / "metrics.jsonl")]
 
 
+def ended(launcher):
+    """The output of a torchrun, once it has ended. Raises subprocess.TimeoutExpired if it hangs, and kills it."""
+    try:
+        return launcher.communicate(timeout=900)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(launcher.pid, signal.SIGKILL)
+        raise
+
+
 def disturb(launcher, how):
-    """Do it. Returns whether there was something to disturb."""
+    """Do it. Returns whether a signal met a process."""
     if launcher.poll() is not None:
         return False
     if how == "terminate":
@@ -67,12 +77,12 @@ def disturb(launcher, how):
     pids = ranks(launcher)
     chosen = {"rank 0": [pids.get(0)], "rank 1": [pids.get(1)], "both": [*pids.values()],
               "all": [launcher.pid, *pids.values()]}[how]
+    met = False
     for pid in filter(None, chosen):
-        try:
+        with suppress(ProcessLookupError):  # it was just about to end
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it was just about to end
-    return True
+            met = True
+    return met
 
 
 def kill_and_compare(folder, kills, seed, steps):
@@ -82,7 +92,7 @@ def kill_and_compare(folder, kills, seed, steps):
         run.mkdir(parents=True)
         shutil.copy(folder / "out/arithmetic/values.pt", run)
     first = torchrun("train_apo.py", *SMALL, f"--max_steps={steps}", "--out=out/undisturbed", cwd=folder)
-    output = first.communicate()[0]
+    output = ended(first)
     assert first.returncode == 0, output
     met = 0
     for kill in range(kills):
@@ -94,14 +104,14 @@ def kill_and_compare(folder, kills, seed, steps):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 2.5 if soon else 20))
         at_work = disturb(launcher, how)
-        output = launcher.communicate()[0]
+        output = ended(launcher)
         assert at_work or launcher.returncode == 0, output
         met += at_work
         kept = sorted(os.listdir(out / "ckpt")) if (out / "ckpt").exists() else []
-        print(f"kill {kill + 1}: {how} after {time.time() - begin:.1f} s, {'at work' if at_work else 'it had ended'}; "
+        print(f"kill {kill + 1}: {how} after {time.time() - begin:.1f} s, {'at work' if at_work else 'nobody was there'}; "
               f"{len(steps_of(out))} steps, {kept}", flush=True)
     last = torchrun("train_apo.py", *SMALL, f"--max_steps={steps}", "--out=out/killed", cwd=folder)
-    output = last.communicate()[0]
+    output = ended(last)
     assert last.returncode == 0, output
     for a, b in zip(what_counts(out), what_counts(undisturbed), strict=True):
         assert a == b, f"differs:\n{a}\n{b}"
