@@ -174,6 +174,8 @@ def whole_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)  # a killed run's
         os.makedirs(temporary)
     job.barrier()
+    if not os.path.isdir(temporary):
+        raise FileNotFoundError(f"{temporary} is not there on {job.machine}: it must be on a file system that all share")
     try:
         yield temporary
         job.barrier()

@@ -20,7 +20,7 @@ import numpy as np
 import torch  # common comes before it, to quiet it
 
 import job
-from model import Qwen2, deal, pack, resolve, sum_per_sequence
+from model import Qwen2, deal, pack, read_weights, resolve, sum_per_sequence
 
 model = "data/arithmetic/model,out/arithmetic/model"  # one or several: folders in Hugging Face format, or names on the hub
 task = "arithmetic"         # data/<task>/test.jsonl
@@ -98,7 +98,10 @@ def measure(engine, rows):
 def kl_divergence(path, other, rows, samples):
     """KL(model || other) on the model's own samples: mean of ln pi - ln pi_other per response and per token, in nats. Each rank
     has both models and a part of the samples."""
-    ours, theirs = (Qwen2.from_pretrained(p, getattr(torch, dtype), job.device) for p in (path, other))
+    models = []
+    for p in (path, other):
+        models.append(Qwen2.from_pretrained(p, getattr(torch, dtype), job.device))
+        job.tick()
     prompts = [row["tokens"] for row, group in zip(rows, samples) for _ in group]
     responses = [r.tokens for group in samples for r in group]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
@@ -108,7 +111,7 @@ def kl_divergence(path, other, rows, samples):
                                 unit="batch"):
             b = pack(index, prompts, responses, job.device)
             a, c = (sum_per_sequence(m.token_logps(b.input_ids, b.cu_seqlens, temperature, b.where), b.cu_seqlens)
-                    for m in (ours, theirs))
+                    for m in models)
             kl[b.index] = (a - c).cpu()
             job.tick()
     job.total(kl)  # the ranks' parts are zero but for their own
@@ -195,10 +198,11 @@ def main():
     for name, (path, rows, file, saved) in zip(names, plans):
         job.phase(f"evaluating {name}")
         if all_results:
-            engine.sync(Qwen2.from_pretrained(path, getattr(torch, dtype)).full_weights(), config.tie_word_embeddings)
+            engine.sync(read_weights(path), config.tie_word_embeddings)
         results, samples = measure(engine, rows)
         engine.sleep()
         if other:
+            job.phase(f"KL of {name}")
             results.update(kl_divergence(path, other, rows, samples))
         all_results.append(results)
         saved[task] = {**results, "samples_per_prompt": samples_per_prompt, "temperature": temperature,

@@ -337,15 +337,14 @@ class Qwen2(nn.Module):
             shard(model)
         model.to_empty(device=device)
         params = dict(model.named_parameters())
-        for file in weight_files(path):
-            with safe_open(file, framework="pt") as f:
-                for name in set(f.keys()) & set(params):  # one tensor at a time: never a second full copy
-                    tensor, p = f.get_tensor(name), params[name]
-                    if isinstance(p, DTensor):
-                        tensor = distribute_tensor(tensor.to(p.device, dtype), p.device_mesh, p.placements,
-                                                   src_data_rank=None)  # each rank cuts its part out of its own copy
-                    with torch.no_grad():
-                        p.copy_(tensor)
+        for name, tensor in read_weights(path):
+            if name in params:  # all but the second copy of a tied matrix
+                p = params[name]
+                if isinstance(p, DTensor):
+                    tensor = distribute_tensor(tensor.to(p.device, dtype), p.device_mesh, p.placements,
+                                               src_data_rank=None)  # each rank cuts its part out of its own copy
+                with torch.no_grad():
+                    p.copy_(tensor)
         return model
 
     def full_weights(self, dtype=None):
@@ -422,6 +421,14 @@ def weight_files(path):
         if not os.path.isfile(file):
             raise FileNotFoundError(f"{file}: listed in {index}, but missing")
     return files
+
+
+def read_weights(path):
+    """Yield (name, tensor) of a local checkpoint from its files, one at a time: never a second full copy."""
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as f:
+            for name in f.keys():
+                yield name, f.get_tensor(name)
 
 
 def check_weights(path):

@@ -21,21 +21,18 @@ weights after every step.
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
-from glob import glob
 
 from common import (check, check_settings, configure, fingerprint_prompts, fingerprint_reward, load_prompts, one_line_errors,
                     open_model, read_jsonl, sampling_seed, start_grading_together, subset, whole_folder, write_jsonl)
 
 import numpy as np  # common comes before torch, to quiet it
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+import checkpoint
 import job
 from estimate_value import load_values
 from memory import estimate, forget, host_memory, in_words, resident
@@ -84,6 +81,11 @@ hang_limit = 540.0               # seconds without progress after which the job 
 logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)| of a token; 0: from the dtype and the first step
 # ---------------------------------------------------------------------------------------------------------------------
 
+# What may change when a run goes on: it moves no sample, and no gradient beyond rounding.
+MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_every", "keep_checkpoints", "resume", "micro_batch_tokens",
+              "checkpoint_activations", "offload_reference", "offload_optimizer", "engine_memory", "tp", "replicate_nodes",
+              "hang_limit", "logp_tolerance"}
+
 # Shapes: B sequences in a micro-batch, T packed tokens, batch responses in a step.
 
 
@@ -99,15 +101,16 @@ def batch_at(step, num_prompts):
 
 
 def evaluate_policy(engine, rows):
-    """Share of held-out prompts that the engine's policy solves, [greedy, sampled once at temperature 1]; None if the job is to
-    stop."""
-    accuracy = []
-    for t in (0.0, 1.0):
+    """Metrics: the share of held-out prompts that the engine's policy solves, greedily and sampled once at temperature 1.
+    {} if the job is to stop."""
+    job.phase("evaluation")
+    accuracy = {}
+    for name, t in (("accuracy", 0.0), ("accuracy_sampled", 1.0)):
         responses = engine.generate([row["tokens"] for row in rows], [sampling_seed(seed, "eval", row["id"]) for row in rows],
                                     max_response_tokens, t)
         if job.stopping():
-            return None
-        accuracy.append(sum(start_grading_together(rows, responses)().rewards) / len(rows))
+            return {}
+        accuracy[name] = sum(start_grading_together(rows, responses)().rewards) / len(rows)
     return accuracy
 
 
@@ -120,8 +123,16 @@ def check_sampler(step, mean, largest, first_mean):
     limit = logp_tolerance or min(fixed, 3 * first_mean + 1e-4)
     if not mean <= limit:
         sys.exit(f"error: step {step}: vLLM's log-probabilities differ from the trainer's by {mean:.2g} a token on average "
-                 f"(at most {largest:.2g}; allowed on average {limit:.2g}): the samples come from other weights than those in "
-                 "training. The weights were not updated.")
+                 f"(at most {largest:.2g}; allowed on average {limit:.2g}): the samples come from other weights than those "
+                 "in training. The weights were not updated. If logp_diff_mean in metrics.jsonl grew slowly, it is rounding: "
+                 "raise --logp_tolerance")
+
+
+def check_finite(step, loss, norm):
+    """Exit before the update if loss or gradient is infinite or not a number; the same on every rank."""
+    if not (np.isfinite(loss) and np.isfinite(norm)):
+        sys.exit(f"error: step {step}: the loss is {loss}, the gradient's norm {norm}. The weights were not updated. Begin "
+                 "anew in another --out with a lower --lr, or see whether --dtype=float32 mends it")
 
 
 def read_inputs(folder):
@@ -154,73 +165,46 @@ def read_inputs(folder):
     return path, config, tokenizer, rows, subset(test, eval_prompts, 0), fingerprint_values
 
 
-# ---- checkpoints -------------------------------------------------------------------------------------------------
+def load_models(path, compute, replicas, pin):
+    """(policy, reference, optimizer), sharded over all processes. Both models have the checkpoint's weights, the policy in
+    float32, the reference in `compute`, the dtype that both compute in."""
+    def load(dtype, offload):
+        shard = partial(shard_model, compute_dtype=compute, offload=offload, pin=pin, replicas=replicas)
+        return Qwen2.from_pretrained(path, dtype, "cpu" if offload else job.device, shard)
 
-# What may change when a run goes on: it moves no sample and no gradient beyond rounding.
-MAY_DIFFER = ("out", "eval_every", "eval_prompts", "save_every", "keep_checkpoints", "resume", "micro_batch_tokens",
-              "checkpoint_activations", "offload_reference", "offload_optimizer", "engine_memory", "tp", "replicate_nodes",
-              "hang_limit", "logp_tolerance")
-
-
-def checkpoints(folder):
-    """Paths of the finished ones, oldest first."""
-    return sorted(glob(os.path.join(folder, "ckpt", "step-" + "[0-9]" * 6)))
-
-
-def find_checkpoint(folder, constants):
-    """(path, steps done) of the newest whole checkpoint, or (None, 0) if there is none to go on from. Raises ValueError, naming
-    the constant, if it was trained with other settings than this run's; and if there are some, but none is whole."""
-    damage = ""
-    for path in reversed(checkpoints(folder) if resume else []):
-        try:
-            with open(os.path.join(path, "checkpoint.json")) as f:
-                theirs = json.load(f)
-            for name, size in theirs["bytes"].items():
-                found = os.path.getsize(os.path.join(path, name))
-                check(found == size, f"{name} has {found:,} of {size:,} bytes")
-        except (OSError, ValueError, KeyError) as e:
-            damage = f"{path} is damaged ({e})"
-            print(f"warning: {damage}; going on from the one before it")
-            continue
-        for name, value in constants.items():
-            may_differ = name in MAY_DIFFER or name == "max_steps" and not lr_decay
-            check(may_differ or theirs["constants"].get(name) == value, f"{path} was trained with {name} = "
-                  f"{theirs['constants'].get(name)!r}, this run has {value!r}; choose another --out, or begin anew with "
-                  "--resume=False")
-        return path, int(path[-6:])
-    check(not damage, f"{damage}, and no other is left; begin anew with --resume=False")
-    return None, 0
+    job.phase("loading the policy")
+    policy = load(torch.float32, offload_optimizer)
+    policy.checkpoint_activations = checkpoint_activations
+    job.phase("loading the reference")
+    reference = load(compute, offload_reference)
+    return policy, reference, torch.optim.AdamW(policy.parameters(), lr=lr, betas=(adam_beta1, adam_beta2),
+                                                weight_decay=weight_decay, fused=True)
 
 
-def save_checkpoint(folder, step, policy, optimizer, constants):
-    """Write <folder>/ckpt/step-NNNNNN, after so many steps; then delete the oldest. Killed at any instant, or out of space, it
-    leaves those before as they were. Exits with one line if it can't be written."""
-    job.phase("save")
-    path = os.path.join(folder, "ckpt", f"step-{step:06d}")
-    weights, moments = get_state_dict(policy, optimizer)
-    try:
-        with whole_folder(path) as temporary:
-            dcp.save({"policy": weights, "optimizer": moments}, checkpoint_id=temporary)
-            if job.rank == 0:
-                sizes = {name: os.path.getsize(os.path.join(temporary, name)) for name in os.listdir(temporary)}
-                with open(os.path.join(temporary, "checkpoint.json"), "w") as f:
-                    json.dump({"constants": constants, "bytes": sizes}, f, indent=2)
-    except (OSError, CheckpointException) as e:
-        room = shutil.disk_usage(folder).free
-        needed = 12 * sum(p.numel() for p in policy.parameters())
-        before = [p for p in checkpoints(folder) if p < path]
-        sys.exit(f"error: {path} could not be written: it takes {needed / 1e9:,.3f} GB, {room / 1e9:,.3f} GB are free "
-                 f"({' '.join(str(e).split())[-200:]}). " + (f"{before[-1]} is intact: make room, and the same command goes on"
-                                                             if before else "Make room and start again"))
-    if job.rank == 0:
-        older = [p for p in checkpoints(folder) if p < path]
-        later = [p for p in checkpoints(folder) if p > path]  # damaged ones, which this run didn't go on from
-        for superseded in older[:max(0, len(older) + 1 - keep_checkpoints)] + later:
-            shutil.rmtree(superseded)
+@contextmanager
+def host_threads():
+    """Around clipping and AdamW. Offloaded, they run on the host, for which vLLM and torchrun leave a rank one thread."""
+    before = torch.get_num_threads()
+    if offload_optimizer and job.cuda:
+        torch.set_num_threads(max(1, os.cpu_count() // job.local_world))
+    yield
+    if offload_optimizer and job.cuda:
+        torch.set_num_threads(before)
+
+
+def write_model(folder, steps, policy, tokenizer, dtype, constants):
+    """Write <folder>/model in Hugging Face format, and training.json, which says what made it."""
+    job.phase("writing the model")
+    with whole_folder(os.path.join(folder, "model")) as temporary:
+        policy.save_pretrained(temporary, dtype)
+        if job.rank == 0:
+            tokenizer.save_pretrained(temporary)
+            with open(os.path.join(temporary, "training.json"), "w") as f:
+                json.dump({"steps": steps, "constants": constants}, f, indent=2)
 
 
 def steps_of_model(folder):
-    """After how many steps <folder>/model was written, or None if there is none."""
+    """After how many steps <folder>/model was written; None if it isn't there."""
     try:
         with open(os.path.join(folder, "model", "training.json")) as f:
             return json.load(f)["steps"]
@@ -228,14 +212,7 @@ def steps_of_model(folder):
         return None
 
 
-def load_checkpoint(path, policy, optimizer):
-    """Weights, AdamW moments and update count, in place; written by any number of processes."""
-    weights, moments = get_state_dict(policy, optimizer)
-    dcp.load({"policy": weights, "optimizer": moments}, checkpoint_id=path)
-    set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
-
-
-# ---- the loop ----------------------------------------------------------------------------------------------------
+# ---- what a person sees --------------------------------------------------------------------------------------------
 
 HEADER = "step  reward  acc(greedy/sampled)      kl    loss   gnorm  length  cut  |dlogp|  tok/s  seconds: gen  ref train sync"
 
@@ -262,12 +239,7 @@ def warnings_about(history):
     return lines
 
 
-def check_finite(step, loss, norm):
-    """Exit before the update if loss or gradient is infinite or not a number; the same on every rank."""
-    if not (np.isfinite(loss) and np.isfinite(norm)):
-        sys.exit(f"error: step {step}: the loss is {loss}, the gradient's norm {norm}. The weights were not updated. Begin "
-                 "anew in another --out with a lower --lr, or see whether --dtype=float32 mends it")
-
+# ---- the loop ----------------------------------------------------------------------------------------------------
 
 class Clock:
     """Seconds of each of a step's phases. On a GPU work is queued, so each waits for its own before the next begins."""
@@ -285,82 +257,72 @@ class Clock:
 
 
 def main(constants):
-    # ---- set-up ----
+    # ---- read, and find out where to go on ----
     folder = out or os.path.join("out", task)
     metrics_path = os.path.join(folder, "metrics.jsonl")
     with one_line_errors():
         path, config, tokenizer, rows, test, values = read_inputs(folder)
-        constants = {**constants, "values": values}
-        checkpoint, first_step = find_checkpoint(folder, constants)
-        check(len(set(job.gather(first_step))) == 1, f"{folder}/ckpt: not every process sees the same checkpoints there; --out "
-              "must be on a file system that all machines share")
-        history = [m for m in read_jsonl(metrics_path, ("step",)) if m["step"] < first_step] if checkpoint else []
-    if first_step >= max_steps and steps_of_model(folder) == first_step:
-        print(f"{folder} is trained: {first_step} steps; raise --max_steps to go on, or begin anew with --resume=False")
+        constants = {**constants, "values.pt": values}
+        may_differ = MAY_DIFFER if lr_decay else MAY_DIFFER | {"max_steps"}
+        saved, steps = checkpoint.newest(folder, constants, may_differ) if resume else (None, 0)
+        history = [m for m in read_jsonl(metrics_path, ("step",)) if m["step"] < steps] if saved else []
+    if steps >= max_steps and steps_of_model(folder) == steps:
+        print(f"{folder} is trained: {steps} steps; raise --max_steps to go on, or begin anew with --resume=False")
         return
-    replicas = job.world // job.local_world if replicate_nodes else 1
+
+    # ---- say what it takes ----
+    compute = getattr(torch, dtype)
     longest = max(len(row["tokens"]) for row in rows + test) + max_response_tokens
+    replicas = job.world // job.local_world if replicate_nodes else 1
     device, host = estimate(config, job.world // replicas, min(micro_batch_tokens, mini_batch_size // job.world * longest),
                             dtype, checkpoint_activations, offload_reference, offload_optimizer)
     print(f"{len(rows):,} prompts, {len(rows) // batch_size} steps an epoch; {max_steps} steps of {batch_size} responses in "
           f"{job.world} process{'es' * (job.world > 1)}\neach takes about {in_words(device)} beside its engine"
           f"{f', and {in_words(host)} of host memory' if host else ''}", flush=True)
+
+    # ---- engine, policy, reference ----
     job.phase("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
     with one_line_errors():
         engine = Engine(path, dtype, longest, engine_memory, tp)
     engine.sleep()
-    before = resident()
+    memory_before = resident()
     forget()
-    job.phase("loading the weights")
-    compute = getattr(torch, dtype)
-
-    pin = sum(host.values()) * job.local_world < 0.8 * host_memory()
-
-    def load(dtype, offload):
-        return Qwen2.from_pretrained(path, dtype, "cpu" if offload else job.device,
-                                     partial(shard_model, compute_dtype=compute, offload=offload, pin=pin, replicas=replicas))
-
-    policy, reference = load(torch.float32, offload_optimizer), load(compute, offload_reference)
-    policy.checkpoint_activations = checkpoint_activations
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(adam_beta1, adam_beta2), weight_decay=weight_decay,
-                                  fused=True)
-    if checkpoint:
-        with one_line_errors():
-            load_checkpoint(checkpoint, policy, optimizer)
-        print(f"going on from {checkpoint}")
-    elif job.rank == 0:
-        shutil.rmtree(os.path.join(folder, "ckpt"), ignore_errors=True)
-    if job.rank == 0:
-        for leftover in glob(os.path.join(folder, "ckpt", "*.tmp")) + glob(os.path.join(folder, "ckpt", "*.old")):
-            shutil.rmtree(leftover)  # a killed run's
+    policy, reference, optimizer = load_models(path, compute, replicas,
+                                               pin=sum(host.values()) * job.local_world < 0.8 * host_memory())
+    with one_line_errors():
+        checkpoint.make_ready(folder, anew=not saved)
+        if saved:
+            job.phase("loading the checkpoint")
+            checkpoint.load(saved, policy, optimizer)
+            print(f"going on from {saved}")
     engine.sync(policy.full_weights(compute), config.tie_word_embeddings)
-
-    def measure(*names):
-        """Held-out accuracy, greedy and sampled, under these names; nothing if the job is to stop."""
-        job.phase("evaluation")
-        accuracy = evaluate_policy(engine, test)
-        return dict(zip(names, accuracy)) if accuracy else {}
 
     def record():
         if job.rank == 0:
             write_jsonl(metrics_path, history)
 
-    def due(step):
-        return (step + 1) % eval_every == 0 or step + 1 == max_steps
+    def save():
+        job.phase("save")
+        with one_line_errors():
+            checkpoint.save(folder, steps, policy, optimizer, constants, keep_checkpoints)
+        return steps
+
+    def accuracy_is_due():
+        return steps % eval_every == 0 or steps == max_steps
 
     start = {}
-    if not checkpoint:
-        start = measure("accuracy_start", "accuracy_start_sampled")
+    if not saved:
+        start = {k.replace("accuracy", "accuracy_start"): v for k, v in evaluate_policy(engine, test).items()}
         if start:
             print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(*start.values()))
-    elif due(first_step - 1) and "accuracy" not in history[-1]:  # stopped while it was measured
-        history[-1].update(measure("accuracy", "accuracy_sampled"))
+    elif accuracy_is_due() and "accuracy" not in history[-1]:  # stopped while it was measured
+        history[-1].update(evaluate_policy(engine, test))
         record()
     print(HEADER, flush=True)
-    first_mean = None  # the sampler's rounding, measured in this process's first step
-    warned = -10       # the step when something was last warned about
-    steps = saved = first_step
+    first_mean = None    # the sampler's rounding, measured in this process's first step
+    last_warning = -10   # the step when something was last warned about
+    last_saved = steps
     stopped = job.stopping()
     while steps < max_steps and not stopped:
         step, clock = steps, Clock(steps)
@@ -426,14 +388,13 @@ def main(constants):
                 diff_max = max(job.gather(difference.max().item()))
                 first_mean = diff_mean if first_mean is None else first_mean
                 check_sampler(step, diff_mean, diff_max, first_mean)
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip).full_tensor().item()
             sums.append(job.total(part).tolist())
-            check_finite(step, sums[-1][0], norm)
-            optimizer.step()
+            with host_threads():
+                grad_norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip).full_tensor().item())
+                check_finite(step, sums[-1][0], grad_norms[-1])
+                optimizer.step()
             optimizer.zero_grad()
-            grad_norms.append(norm)
-
-        peak = resident(peak=True) - before
+        peak = resident(peak=True) - memory_before
 
         # ---- bring the new weights to the engine ----
         clock.begin("sync")
@@ -454,29 +415,22 @@ def main(constants):
         start = {}
         history.append(metrics)
         record()
-        if due(step):
-            metrics.update(measure("accuracy", "accuracy_sampled"))
+        if accuracy_is_due():
+            metrics.update(evaluate_policy(engine, test))
             record()
         print(screen_line(metrics), flush=True)
-        for line in warnings_about(history) if step >= warned + 10 else []:
+        for line in warnings_about(history) if step >= last_warning + 10 else []:
             print(f"      warning: {line}", flush=True)
-            warned = step
+            last_warning = step
         if save_every and (steps % save_every == 0 or steps == max_steps):
-            save_checkpoint(folder, steps, policy, optimizer, constants)
-            saved = steps
+            last_saved = save()
         stopped = job.stopping()
 
     if stopped:
-        if steps > saved:
-            save_checkpoint(folder, steps, policy, optimizer, constants)
+        if steps > last_saved:
+            save()
         raise job.Stopped(stopped, f"stopped after {steps} steps{', which are saved' * (steps > 0)}: the same command goes on")
-    job.phase("writing the model")
-    with whole_folder(os.path.join(folder, "model")) as temporary:
-        policy.save_pretrained(temporary, compute)
-        if job.rank == 0:
-            tokenizer.save_pretrained(temporary)
-            with open(os.path.join(temporary, "training.json"), "w") as f:
-                json.dump({"steps": steps, "constants": constants}, f, indent=2)
+    write_model(folder, steps, policy, tokenizer, compute, constants)
     print(f"wrote {metrics_path} and {folder}/model; at most {history[-1]['memory_gb']:.1f} GB a process beside its engine")
     engine.shutdown()
 

@@ -5,7 +5,8 @@
 
 Random weights never end a response, so each has max_response_tokens. The whole loop runs, vLLM included. What is measured is
 `memory_gb` of metrics.jsonl: on a GPU what torch allocates while the policy trains, else the growth of the process since its
-engine was there. torch.cuda.set_per_process_memory_fraction holds a process to its limit.
+engine was there. torch.cuda.set_per_process_memory_fraction holds a process to its limit, somewhat more strictly than a smaller
+card would: the sleeping engine's room still counts.
 """
 import json
 import os
@@ -33,11 +34,12 @@ if torch.cuda.is_available():
     torch.cuda.set_per_process_memory_fraction(limit * 1e9 / torch.cuda.get_device_properties(0).total_memory)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# model, processes, sequences in a mini-batch, tokens of a response, GB, settings
-ON_CPU = [("0.5B", 1, 8, 56, 0, dict(dtype="bfloat16")),
-          ("0.5B", 1, 8, 56, 0, dict(dtype="bfloat16", checkpoint_activations=True)),
-          ("0.5B", 1, 8, 56, 0, dict(dtype="float32", checkpoint_activations=True)),
-          ("0.5B", 2, 8, 56, 0, dict(dtype="bfloat16"))]
+# Model, processes, sequences in a mini-batch, tokens of a response, GB, settings. As in a real run an update takes several
+# micro-batches: the gradients of the first are there while the second needs its activations and logits.
+ON_CPU = [("0.5B", 1, 8, 56, 0, dict(dtype="bfloat16", micro_batch_tokens=256)),
+          ("0.5B", 1, 8, 56, 0, dict(dtype="bfloat16", micro_batch_tokens=256, checkpoint_activations=True)),
+          ("0.5B", 1, 8, 56, 0, dict(dtype="float32", micro_batch_tokens=256, checkpoint_activations=True)),
+          ("0.5B", 2, 16, 56, 0, dict(dtype="bfloat16", micro_batch_tokens=256))]
 OFFLOAD = dict(offload_optimizer=True, offload_reference=True)
 ON_GPU = [("1.5B", 1, 128, 1024, 24, dict(dtype="bfloat16", checkpoint_activations=True, engine_memory=0.12,
                                           micro_batch_tokens=8192, offload_optimizer=True)),
@@ -78,7 +80,7 @@ def main(runs):
                                                                        f"--nproc_per_node={processes}"]
         call(*launch, REPO / "train_apo.py", *arguments)
         metrics = [json.loads(line) for line in open(f"run{number}/metrics.jsonl")][-1]
-        tokens = min(settings.get("micro_batch_tokens", 16384), sequences // processes * (7 + response))
+        tokens = min(settings["micro_batch_tokens"], sequences // processes * (8 + response))
         device, host = estimate(SIZES[size], processes, tokens, settings["dtype"], *(settings.get(k, False) for k in (
             "checkpoint_activations", "offload_reference", "offload_optimizer")))
         expected = sum(device.values()) / 1e9

@@ -4,7 +4,7 @@
     python bench/overhead.py --processes=8 config/gsm8k_qwen2.5_1.5b.py      # after its stage 1, on eight GPUs
 
 Runs train_apo.py as it is, with a stopwatch around each part, and prints the shares that rank 0 saw. Constants are passed on.
-  a checkpoint     save_checkpoint, once, against one step
+  a checkpoint     checkpoint.save, once, against one step
   stop requests    job.stopping, after generation and after the step, as it waits for the slowest rank
   beats            the watcher's thread, in seconds of processor time
   checks           check_sampler and check_finite, once their numbers are there; comparing probes is part of sync
@@ -44,8 +44,9 @@ def main():
         finally:
             watched[0] = time.thread_time()
 
-    for name in ("save_checkpoint", "check_finite", "check_sampler"):
+    for name in ("check_finite", "check_sampler"):
         timed(train_apo, name)
+    timed(train_apo.checkpoint, "save")
     timed(job, "stopping")
     job.watch = watch
     constants = common.configure(vars(train_apo))
@@ -58,11 +59,11 @@ def main():
         steps = [m["seconds_step"] for m in common.read_jsonl(os.path.join(folder, "metrics.jsonl"), ("step",))][1:]
         step = sorted(steps)[len(steps) // 2]
         print(f"\n{job.world} processes, {len(steps) + 1} steps, median {step:.3f} s; {total:.1f} s in all")
-        print(f"a checkpoint            {spent['save_checkpoint'] / calls['save_checkpoint']:8.4f} s  "
-              f"{spent['save_checkpoint'] / calls['save_checkpoint'] / step:7.2%} of a step; with --save_every="
-              f"{train_apo.save_every} {spent['save_checkpoint'] / calls['save_checkpoint'] / step / train_apo.save_every:.2%}")
+        saving = spent["save"] / calls["save"]
+        print(f"a checkpoint            {saving:8.4f} s  {saving / step:7.2%} of a step; with --save_every="
+              f"{train_apo.save_every} {saving / step / train_apo.save_every:.2%}")
         for name in ("stopping", "check_sampler", "check_finite"):
-            a_step = spent[name] / len(steps)
+            a_step = spent[name] / (len(steps) + 1)
             print(f"{name:<24}{a_step:8.4f} s  {a_step / step:7.2%} of a step, {calls[name]} calls")
         print(f"the watcher             {watched[0] / total:8.4f} s of processor time a second, {watched[0] / total:.2%}")
 

@@ -5,10 +5,12 @@ Checkpoints have the true shapes or small ones, with random weights: enough for 
 import copy
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import metrics_of, packed, random_model, run, tiny_config
+from conftest import REPO, metrics_of, packed, random_model, run, tiny_config
 
 from model import Config, Qwen2, uses_varlen
 from prepare import byte_tokenizer
@@ -93,6 +95,21 @@ def test_vllm_agrees_after_a_sync_through_sleep_and_wake(tied, tmp_path):
         engine.sync(master.full_weights(), tied)
         assert difference() < 0.05
     engine.shutdown()
+
+
+def test_offloaded_training_goes_on(tmp_path):
+    """Under torchrun, reference and optimizer on the host: it goes on from its checkpoint, and does what the first run did."""
+    run("prepare.py", cwd=tmp_path)
+    run("estimate_value.py", "--max_prompts=256", cwd=tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", str(REPO / "train_apo.py"), "--max_steps=4",
+               "--batch_size=64", "--mini_batch_size=32", "--eval_prompts=16", "--save_every=2", "--dtype=bfloat16"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    out = tmp_path / "out/arithmetic"
+    whole = metrics_of(out)
+    shutil.rmtree(out / "ckpt/step-000004"), shutil.rmtree(out / "model")
+    subprocess.run([*command, "--offload_optimizer=True", "--offload_reference=True"], cwd=tmp_path, check=True)
+    for a, b in zip(whole, metrics_of(out), strict=True):
+        assert a["v_star"] == b["v_star"] and a["loss"] == pytest.approx(b["loss"], abs=0.05), a["step"]
 
 
 @pytest.mark.parametrize("size", SHAPES)
