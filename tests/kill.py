@@ -100,6 +100,8 @@ def kill_and_compare(folder, kills, seed, steps):
         # Most of them soon after its first new step, so that it gets on slowly; the others at any time, set-up included.
         how, soon = rng.choice(["rank 0", "rank 1", "both", "all", "terminate"]), rng.random() < 0.8
         begin, before = time.time(), steps_of(out)
+        while len(ranks(launcher)) < 2 and launcher.poll() is None:
+            time.sleep(0.1)
         while soon and steps_of(out) == before and launcher.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 2.5 if soon else 20))
