@@ -4,9 +4,10 @@ Each holds the policy's float32 weights and AdamW's state, every rank's shard in
 puts them together for any number of ranks), and checkpoint.json: the constants of the run, and the size of every file, by
 which a damaged one is known. They are written under another name first, so a kill at any instant leaves those before whole.
 
-Nothing else needs saving: data order and sampling seeds are functions of the step. All functions are collectives.
+Nothing else needs saving: data order and sampling seeds are functions of the step. All ranks call these functions together.
 """
 import json
+import logging
 import os
 import shutil
 import time
@@ -77,9 +78,9 @@ def save(folder, steps, policy, optimizer, constants, keep):
     except (OSError, CheckpointException) as e:
         needed, free = 12 * sum(p.numel() for p in policy.parameters()), shutil.disk_usage(folder).free
         before = [p for p in all_of(folder) if p < path]
+        advice = f"{before[-1]} is intact: make room, and the same command goes on" if before else "Make room and start again"
         raise OSError(f"{path} could not be written: it takes {needed / 1e9:,.3f} GB, {free / 1e9:,.3f} GB are free "
-                      f"({reason(e)}). " + (f"{before[-1]} is intact: make room, and the same command goes on" if before else
-                                            "Make room and start again")) from None
+                      f"({in_one_line(cause_of(e))}). {advice}") from None
     if job.rank == 0:
         older = [p for p in all_of(folder) if p < path]
         damaged = [p for p in all_of(folder) if p > path]  # or this run would have gone on from there
@@ -88,28 +89,41 @@ def save(folder, steps, policy, optimizer, constants, keep):
 
 
 def load(path, policy, optimizer):
-    """Put a checkpoint's weights and AdamW state into `policy` and `optimizer`. Raises ValueError if it can't be read."""
+    """Put a checkpoint's weights and AdamW state into `policy` and `optimizer`. Raises ValueError if its content is damaged."""
     weights, state = get_state_dict(policy, optimizer)
+    logging.disable(logging.WARNING)  # torch would log the tracebacks of what is told in one line here
     try:
         dcp.load({"policy": weights, "optimizer": state}, checkpoint_id=path)
     except CheckpointException as e:
-        raise ValueError(f"{path} can't be read ({reason(e)}); delete it, and the same command goes on from the one before "
-                         "it") from None
+        if isinstance(cause_of(e), (OSError, MemoryError)):
+            raise cause_of(e) from None
+        raise ValueError(f"{path} can't be read ({in_one_line(cause_of(e))}); move it away, and the same command goes on from "
+                         "the one before it") from None
+    finally:
+        logging.disable(logging.NOTSET)
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=state)
 
 
-def reason(error):
-    """What went wrong, in words: the first rank's error, if it is one of many ranks'."""
+def cause_of(error):
+    """The first rank's error, out of what torch.distributed.checkpoint wraps around all ranks'. A request to stop is raised."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    return " ".join(str(error).split())[-200:]
+    if isinstance(error, SystemExit):
+        raise error from None
+    return error
+
+
+def in_one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
 
 
 def make_ready(folder, anew):
-    """Before training: delete what a killed run left half-written; anew: all checkpoints, too. Raises OSError if nothing can be
-    written there, or if not all processes see it: better now than at the first checkpoint."""
-    with whole_folder(os.path.join(folder, "ckpt", f"{job.gather(time.time_ns())[0]}.probe")):
+    """Before training: delete what a killed run left half-written; anew: all checkpoints, too. Raises OSError or ValueError if
+    nothing can be written there, or if not all machines see it: better now than at the first checkpoint."""
+    probe = f"{job.gather(time.time_ns())[0]}.probe"  # a name that no machine can have in its cache
+    with whole_folder(os.path.join(folder, "ckpt", probe)):
         pass
     if job.rank == 0:
-        for path in glob(os.path.join(folder, "ckpt", "*" if anew else "*.*")):
-            shutil.rmtree(path)
+        for kind in ("*.probe", "*.tmp", "*.old", *(["step-*"] if anew else [])):
+            for path in glob(os.path.join(folder, "ckpt", kind)):
+                shutil.rmtree(path)

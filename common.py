@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from contextlib import contextmanager
 
 # Messages of torch's and vLLM's internals are for their developers. Before torch is imported; set them to see more.
@@ -174,8 +175,10 @@ def whole_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)  # a killed run's
         os.makedirs(temporary)
     job.barrier()
-    if not os.path.isdir(temporary):
-        raise FileNotFoundError(f"{temporary} is not there on {job.machine}: it must be on a file system that all share")
+    patience = time.time() + 60  # a network file system may know late
+    while not os.path.isdir(temporary):
+        check(time.time() < patience, f"{temporary} is not there on {job.machine}: it must be on a file system that all share")
+        time.sleep(1)
     try:
         yield temporary
         job.barrier()

@@ -4,12 +4,12 @@
     torchrun --nnodes=2 --node_rank=0 --master_addr=10.0.0.1 --nproc_per_node=8 train_apo.py  # node_rank=1 on the other
     python train_apo.py                                                                       # a job of one
 
-Left to themselves the others hang when a rank raises, is killed or gets stuck: they wait for it in a collective, for many
-minutes. So each process has a watcher, a thread that once a second puts a beat into the job's key-value store and reads those
-of the others. It ends its process, whatever the main thread is waiting for, when
+Left to themselves the others hang when a rank raises, is killed or gets stuck: they wait for it in a collective, for as long
+as its timeout allows. So each process has a watcher, a thread that once a second puts a beat into the job's key-value store
+and reads those of the others. It ends its process, whatever the main thread is waiting for, when
   - a rank has left a verdict: why the job ends. The first verdict stands, and is printed once;
   - a process of the same machine is gone without having said that it is done;
-  - for `hang_limit` seconds a rank has not begun or not beaten, or, once all are through with set-up, none has got on.
+  - for `hang_limit` seconds a rank has not begun or not beaten, or none has got on (while one is in set-up, ten times that).
 """
 import errno
 import faulthandler
@@ -114,8 +114,8 @@ def start(hang_limit=0.0):
     if world == 1:
         waits = Me.store = dist.HashStore()
     else:
-        # torchrun keeps the store in a process of its own, so it outlives any rank. One connection is for those who wait for a
-        # key: until it is there nobody else can use it.
+        # torchrun keeps the store in a process of its own, so it outlives any rank. Two connections: while somebody waits for a
+        # key, as who sets up a group does, a connection is locked for everybody else.
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         waits, Me.store = (dist.PrefixStore(f"job/{attempt}", dist.TCPStore(
@@ -280,13 +280,14 @@ def keep_watch(hang_limit):
             end(culprit, died(culprit))
         absent = [r for r in range(world) if r not in beats]
         if absent and now - begun > hang_limit:
-            end(None, f"error: {now - begun:.0f} s after this process rank {absent[0]} has not begun: see what torchrun says "
+            end(None, f"error: rank {absent[0]} has not begun, {now - begun:.0f} s after rank {rank}: see what torchrun says "
                       "on its machine")
         for r in beats:
             if now - beaten[r] > hang_limit and not beats[r]["done"]:
                 end(r, f"error: {name_of(r, beats)} has given no sign of life for {now - beaten[r]:.0f} s: stopped, or its "
                     f"machine is gone. {ONWARD}")
-        if now - moved > hang_limit and all(b["progress"][0] for b in beats.values()):  # set-up may download for an hour
+        set_up = any(b["progress"][0] == 0 for b in beats.values())  # it may download for an hour
+        if now - moved > hang_limit * (10 if set_up else 1):
             silent = [r for r in beats if now - beaten[r] > hang_limit / 2]
             behind = silent or [r for r in beats if beats[r]["progress"] == min(b["progress"] for b in beats.values())]
             end(behind[0] if silent else None, f"error: no process has got on for {now - moved:.0f} s (--hang_limit); furthest "

@@ -338,13 +338,12 @@ class Qwen2(nn.Module):
         model.to_empty(device=device)
         params = dict(model.named_parameters())
         for name, tensor in read_weights(path):
-            if name in params:  # all but the second copy of a tied matrix
-                p = params[name]
-                if isinstance(p, DTensor):
-                    tensor = distribute_tensor(tensor.to(p.device, dtype), p.device_mesh, p.placements,
-                                               src_data_rank=None)  # each rank cuts its part out of its own copy
-                with torch.no_grad():
-                    p.copy_(tensor)
+            p = params[name]
+            if isinstance(p, DTensor):
+                tensor = distribute_tensor(tensor.to(p.device, dtype), p.device_mesh, p.placements,
+                                           src_data_rank=None)  # each rank cuts its part out of its own copy
+            with torch.no_grad():
+                p.copy_(tensor)
         return model
 
     def full_weights(self, dtype=None):
@@ -425,10 +424,12 @@ def weight_files(path):
 
 def read_weights(path):
     """Yield (name, tensor) of a local checkpoint from its files, one at a time: never a second full copy."""
+    tied = Config.from_pretrained(path).tie_word_embeddings
     for file in weight_files(path):
         with safe_open(file, framework="pt") as f:
             for name in f.keys():
-                yield name, f.get_tensor(name)
+                if not (tied and name == "lm_head.weight"):  # some tied checkpoints store the shared matrix twice
+                    yield name, f.get_tensor(name)
 
 
 def check_weights(path):
@@ -444,7 +445,7 @@ def check_weights(path):
                 found.update({name: f.get_slice(name).get_shape() for name in f.keys()})
                 pair = {"lm_head.weight", "model.embed_tokens.weight"}
                 if config.tie_word_embeddings and pair <= set(f.keys()) and torch.equal(*map(f.get_tensor, pair)):
-                    del found["lm_head.weight"]  # some tied checkpoints store the shared matrix twice: harmless
+                    del found["lm_head.weight"]  # stored twice, but alike: read_weights leaves it out
         except SafetensorError as e:
             raise ValueError(f"{file}: not a whole safetensors file ({e})") from None
     for kind, names in (("missing", wanted.keys() - found.keys()), ("not in the model:", found.keys() - wanted.keys())):

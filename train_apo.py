@@ -184,12 +184,13 @@ def load_models(path, compute, replicas, pin):
 @contextmanager
 def host_threads():
     """Around clipping and AdamW. Offloaded, they run on the host, for which vLLM and torchrun leave a rank one thread."""
+    if not (offload_optimizer and job.cuda):
+        yield
+        return
     before = torch.get_num_threads()
-    if offload_optimizer and job.cuda:
-        torch.set_num_threads(max(1, os.cpu_count() // job.local_world))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.local_world))
     yield
-    if offload_optimizer and job.cuda:
-        torch.set_num_threads(before)
+    torch.set_num_threads(before)
 
 
 def write_model(folder, steps, policy, tokenizer, dtype, constants):

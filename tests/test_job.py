@@ -123,7 +123,7 @@ def test_stage_1_and_evaluation_on_two_processes(base, folder):
     shutil.copytree(folder / "data/arithmetic/model", folder / "copy")
     other = Qwen2.from_pretrained(folder / "copy")
     with torch.no_grad():
-        other.model.layers[0].mlp.down_proj.weight.mul_(1.1)
+        other.model.layers[0].mlp.down_proj.weight.mul_(2)
     shutil.copytree(folder / "copy", folder / "other")
     other.save_pretrained(folder / "other")
     evaluate = ("--max_prompts=33", "--samples_per_prompt=3", f"--kl_to={folder}/other")
@@ -206,7 +206,7 @@ def small_policy(seed):
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
-def test_damage_that_sizes_do_not_show(name, tmp_path):
+def test_damage_that_sizes_do_not_show(name, tmp_path, caplog):
     """Loading gives back what was saved; from a file of zeros it fails in one line that says what to do."""
     saved, other = small_policy(0), small_policy(1)
     checkpoint.save(str(tmp_path), 1, *saved, {}, 1)
@@ -218,9 +218,9 @@ def test_damage_that_sizes_do_not_show(name, tmp_path):
     file = tmp_path / "ckpt/step-000001" / name
     file.write_bytes(bytes(file.stat().st_size))
     assert checkpoint.newest(str(tmp_path), {}, ()) == (path, 1)
-    with pytest.raises(ValueError, match="step-000001 can't be read .*; delete it, and the same command goes on from") as e:
+    with pytest.raises(ValueError, match="step-000001 can't be read .*; move it away, and the same command goes on from") as e:
         checkpoint.load(path, *other)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(e.value) and not caplog.records
 
 
 def test_thinning_spares_what_is_whole(tmp_path, monkeypatch):
@@ -230,11 +230,10 @@ def test_thinning_spares_what_is_whole(tmp_path, monkeypatch):
     for keep, left in ((4, ["2", "4", "6"]), (2, ["4", "6"]), (1, ["6"])):
         checkpoint.save(str(tmp_path), 6, *small_policy(0), {}, keep)
         assert sorted(os.listdir(tmp_path / "ckpt")) == [f"step-00000{step}" for step in left]
-    os.makedirs(tmp_path / "ckpt/step-000008.tmp")
+    for name in ("step-000008.tmp", "step-000006.bak"):  # a killed run's, somebody's copy
+        os.makedirs(tmp_path / "ckpt" / name)
     checkpoint.make_ready(str(tmp_path), anew=False)
-    assert os.listdir(tmp_path / "ckpt") == ["step-000006"]
-    checkpoint.make_ready(str(tmp_path), anew=True)
-    assert os.listdir(tmp_path / "ckpt") == []
+    assert sorted(os.listdir(tmp_path / "ckpt")) == ["step-000006", "step-000006.bak"]
 
 
 def test_a_wrong_constant_is_reported_once(tmp_path):
@@ -351,7 +350,7 @@ MINI = """
         while job.rank == 1 and what == "hang":
             time.sleep(0.1)
         if job.rank == 1 and what == "vanish":
-            time.sleep(2)
+            time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "vanish":
             job.dist.new_group()  # waits in the store, as when engines and models are set up
@@ -368,7 +367,7 @@ MINI = """
 
 @pytest.mark.parametrize("what, said", [
     ("nothing", "well done"), ("refuse", "error: both ranks say this, once"), ("vanish", "was killed or crashed"),
-    ("absent", "after this process rank 1 has not begun"),
+    ("absent", "error: rank 1 has not begun, "),
     ("hang", "error: no process has got on for 4 s (--hang_limit); furthest behind: rank 1 "),
     ("allocate", "error: rank 1, the work: out of host memory, 1125899906842624 bytes more were asked for. ")])
 def test_a_job_of_two(what, said, tmp_path):
@@ -430,5 +429,5 @@ def test_memory_runs_out():
     assert text.startswith("error: step 7, train: out of host memory, 2.50 GiB more were asked for. Lower --micro_batch_tokens")
     job.phase("building the engine")
     assert "--engine_memory" in job.describe(MemoryError())
-    job.phase("loading the weights")
+    job.phase("loading the reference")
     assert "--offload_optimizer=True" in job.describe(MemoryError())
