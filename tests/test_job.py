@@ -220,7 +220,7 @@ def test_damage_that_sizes_do_not_show(name, tmp_path, caplog):
     assert checkpoint.newest(str(tmp_path), {}, ()) == (path, 1)
     with pytest.raises(ValueError, match="step-000001 can't be read .*; move it away, and the same command goes on from") as e:
         checkpoint.load(path, *other)
-    assert "\n" not in str(e.value) and not caplog.records
+    assert "\n" not in str(e.value) and not [record for record in caplog.records if record.name == "root"]
 
 
 def test_thinning_spares_what_is_whole(tmp_path, monkeypatch):

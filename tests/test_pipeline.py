@@ -95,7 +95,7 @@ def test_training_learns_arithmetic(base, tmp_path):
     assert before["avg@4"]["value"] < 0.5 and after["avg@4"]["value"] > 0.7
     assert before["avg@4"]["value"] < before["pass@2"]["value"] < before["pass@4"]["value"]
     low, high = after["greedy"]["ci95"]
-    assert low < after["greedy"]["value"] < high
+    assert low < after["greedy"]["value"] <= high + 1e-9  # where every answer is right, the interval ends there
     assert before["kl_per_token"] == 0 and 0.005 < after["kl_per_token"] < 0.5
     assert "data/arithmetic/model" in done.stdout and (out / "curves.png").stat().st_size > 10_000
 
