@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import REPO, metrics_of, own_words, run
 from kill import SMALL, kill_and_compare, ranks, steps_of, torchrun, what_counts
+from torch.distributed.checkpoint.api import CheckpointException
 
 import checkpoint
 import estimate_value
@@ -221,6 +222,19 @@ def test_damage_that_sizes_do_not_show(name, tmp_path, caplog):
     with pytest.raises(ValueError, match="step-000001 can't be read .*; move it away, and the same command goes on from") as e:
         checkpoint.load(path, *other)
     assert "\n" not in str(e.value) and not [record for record in caplog.records if record.name == "root"]
+
+
+def test_a_request_to_stop_is_no_damage(tmp_path, monkeypatch):
+    """torch.distributed.checkpoint wraps a signal's exception like any other: it must come out as what it is."""
+    def interrupted(*_, **__):
+        raise CheckpointException("", {0: (job.Stopped(signal.SIGTERM), None)})
+    monkeypatch.setattr(checkpoint.dcp, "load", interrupted)
+    monkeypatch.setattr(checkpoint.dcp, "save", interrupted)
+    with pytest.raises(job.Stopped, match="15"):
+        checkpoint.load("x", *small_policy(0))
+    with pytest.raises(job.Stopped, match="15"):
+        checkpoint.save(str(tmp_path), 1, *small_policy(0), {}, 1)
+    assert os.listdir(tmp_path / "ckpt") == []
 
 
 def test_thinning_spares_what_is_whole(tmp_path, monkeypatch):
