@@ -364,7 +364,7 @@ MINI = """
         while job.rank == 1 and what == "hang":
             time.sleep(0.1)
         if job.rank == 1 and what == "vanish":
-            time.sleep(1)
+            time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "vanish":
             job.dist.new_group()  # waits in the store, as when engines and models are set up
