@@ -76,11 +76,14 @@ def save(folder, steps, policy, optimizer, constants, keep):
                 with open(os.path.join(temporary, "checkpoint.json"), "w") as f:
                     json.dump({"constants": constants, "bytes": {k: v for part in sizes for k, v in part.items()}}, f, indent=2)
     except (OSError, CheckpointException) as e:
+        cause = cause_of(e)
+        if isinstance(cause, SystemExit):  # a request to stop
+            raise cause from None
         needed, free = 12 * sum(p.numel() for p in policy.parameters()), shutil.disk_usage(folder).free
         before = [p for p in all_of(folder) if p < path]
         advice = f"{before[-1]} is intact: make room, and the same command goes on" if before else "Make room and start again"
         raise OSError(f"{path} could not be written: it takes {needed / 1e9:,.3f} GB, {free / 1e9:,.3f} GB are free "
-                      f"({in_one_line(cause_of(e))}). {advice}") from None
+                      f"({in_one_line(cause)}). {advice}") from None
     if job.rank == 0:
         older = [p for p in all_of(folder) if p < path]
         damaged = [p for p in all_of(folder) if p > path]  # or this run would have gone on from there
@@ -95,22 +98,19 @@ def load(path, policy, optimizer):
     try:
         dcp.load({"policy": weights, "optimizer": state}, checkpoint_id=path)
     except CheckpointException as e:
-        if isinstance(cause_of(e), (OSError, MemoryError)):
-            raise cause_of(e) from None
-        raise ValueError(f"{path} can't be read ({in_one_line(cause_of(e))}); move it away, and the same command goes on from "
-                         "the one before it") from None
+        cause = cause_of(e)
+        if isinstance(cause, (SystemExit, OSError, MemoryError)):  # nothing that speaks against the checkpoint
+            raise cause from None
+        raise ValueError(f"{path} can't be read ({in_one_line(cause)}); move it away, and the same command goes on from the "
+                         "one before it") from None
     finally:
         logging.disable(logging.NOTSET)
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=state)
 
 
 def cause_of(error):
-    """The first rank's error, out of what torch.distributed.checkpoint wraps around all ranks'. A request to stop is raised."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    if isinstance(error, SystemExit):
-        raise error from None
-    return error
+    """The error itself: torch.distributed.checkpoint wraps those of all ranks into one, here the first of them counts."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def in_one_line(error):
@@ -124,6 +124,6 @@ def make_ready(folder, anew):
     with whole_folder(os.path.join(folder, "ckpt", probe)):
         pass
     if job.rank == 0:
-        for kind in ("*.probe", "*.tmp", "*.old", *(["step-*"] if anew else [])):
-            for path in glob(os.path.join(folder, "ckpt", kind)):
-                shutil.rmtree(path)
+        leftovers = [path for kind in ("*.probe", "*.tmp", "*.old") for path in glob(os.path.join(folder, "ckpt", kind))]
+        for path in leftovers + (all_of(folder) if anew else []):
+            shutil.rmtree(path)

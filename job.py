@@ -36,10 +36,11 @@ rank, local_rank, world, local_world = (int(os.environ[name]) for name in ("RANK
                                                                            "LOCAL_WORLD_SIZE"))
 cuda = torch.cuda.is_available()
 device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-# Else NCCL ends the processes that talked to a lost one, and it is they who look like the culprits.
+# Else torch's NCCL watchdog ends the processes that talked to a lost one, and it is they who look like the culprits.
 os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 machine = f"{socket.gethostname()}, node {os.environ.get('GROUP_RANK', 0)}"  # two machines may bear the same name
 
+SET_UP = 10  # times hang_limit is what set-up may take, as it may download
 ONWARD = "The same command goes on from what was last saved."
 LOST = f"error: lost the connection to the job's first node: torchrun ended there, or the network failed. {ONWARD}"
 
@@ -118,9 +119,13 @@ def start(hang_limit=0.0):
         # key, as who sets up a group does, a connection is locked for everybody else.
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        waits, Me.store = (dist.PrefixStore(f"job/{attempt}", dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=host, timeout=timedelta(seconds=hang_limit)))
-            for host in (rank == 0 and not hosted, False))
+
+        def connect(is_master):
+            return dist.PrefixStore(f"job/{attempt}", dist.TCPStore(
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=is_master,
+                timeout=timedelta(seconds=hang_limit)))
+
+        waits, Me.store = connect(is_master=rank == 0 and not hosted), connect(is_master=False)
         if rank > 0:
             sys.stdout = open(os.devnull, "w")
     if hang_limit:
@@ -286,8 +291,8 @@ def keep_watch(hang_limit):
             if now - beaten[r] > hang_limit and not beats[r]["done"]:
                 end(r, f"error: {name_of(r, beats)} has given no sign of life for {now - beaten[r]:.0f} s: stopped, or its "
                     f"machine is gone. {ONWARD}")
-        set_up = any(b["progress"][0] == 0 for b in beats.values())  # it may download for an hour
-        if now - moved > hang_limit * (10 if set_up else 1):
+        set_up = any(b["progress"][0] == 0 for b in beats.values())  # of some rank: the others may wait for it
+        if now - moved > hang_limit * (SET_UP if set_up else 1):
             silent = [r for r in beats if now - beaten[r] > hang_limit / 2]
             behind = silent or [r for r in beats if beats[r]["progress"] == min(b["progress"] for b in beats.values())]
             end(behind[0] if silent else None, f"error: no process has got on for {now - moved:.0f} s (--hang_limit); furthest "

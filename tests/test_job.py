@@ -16,6 +16,7 @@ from kill import SMALL, kill_and_compare, ranks, steps_of, torchrun, what_counts
 from torch.distributed.checkpoint.api import CheckpointException
 
 import checkpoint
+import common
 import estimate_value
 import job
 import train_apo
@@ -248,6 +249,22 @@ def test_thinning_spares_what_is_whole(tmp_path, monkeypatch):
         os.makedirs(tmp_path / "ckpt" / name)
     checkpoint.make_ready(str(tmp_path), anew=False)
     assert sorted(os.listdir(tmp_path / "ckpt")) == ["step-000006", "step-000006.bak"]
+    checkpoint.make_ready(str(tmp_path), anew=True)
+    assert os.listdir(tmp_path / "ckpt") == ["step-000006.bak"]
+
+
+def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
+    """Another machine's folder of the same name: noticed before training, and when the machines have different checkpoints."""
+    monkeypatch.setattr(common.time, "sleep", lambda seconds: None)
+    clock = iter(range(0, 1000, 25))
+    monkeypatch.setattr(common.time, "time", lambda: next(clock))
+    with monkeypatch.context() as m:
+        m.setattr(job, "barrier", lambda: shutil.rmtree(tmp_path / "ckpt"))  # as if it had been made elsewhere
+        with pytest.raises(ValueError, match="is not there on .* it must be on a file system that all share"):
+            checkpoint.make_ready(str(tmp_path), anew=False)
+    monkeypatch.setattr(job, "gather", lambda path: [path, "step-000002"])
+    with pytest.raises(ValueError, match="not every process sees the same checkpoints"):
+        checkpoint.newest(str(tmp_path), {}, ())
 
 
 def test_a_wrong_constant_is_reported_once(tmp_path):
@@ -418,6 +435,14 @@ def test_alone_and_stuck(tmp_path):
     assert done.stderr.startswith("error: no process has got on for 4 s (--hang_limit); furthest behind: rank 0 (process ")
 
 
+def test_stuck_in_set_up(tmp_path):
+    """It may take longer than the rest, but not for ever."""
+    script = MINI.format(repo=str(REPO)).replace('job.phase("the work")', "job.SET_UP = 1; time.sleep(60)")
+    (tmp_path / "mini.py").write_text(textwrap.dedent(script))
+    done = subprocess.run([sys.executable, "mini.py", "hang"], cwd=tmp_path, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 1 and "error: no process has got on for " in done.stderr and "; set-up)" in done.stderr
+
+
 def test_not_finite(monkeypatch):
     train_apo.check_finite(3, 0.5, 1.0)
     for loss, norm in ((float("nan"), 1.0), (0.5, float("inf"))):
@@ -443,5 +468,7 @@ def test_memory_runs_out():
     assert text.startswith("error: step 7, train: out of host memory, 2.50 GiB more were asked for. Lower --micro_batch_tokens")
     job.phase("building the engine")
     assert "--engine_memory" in job.describe(MemoryError())
+    job.phase("KL of a/b")
+    assert job.describe(MemoryError()).endswith("Lower --micro_batch_tokens")
     job.phase("loading the reference")
     assert "--offload_optimizer=True" in job.describe(MemoryError())
