@@ -1,53 +1,72 @@
-"""Shared parts of the tests. Those in test_cuda.py skip without a GPU, those that are exact on the CPU alone with one.
+"""What the tests share.
 
     bash runs/test.sh                # everything
-    bash runs/test.sh -k reward      # a part
+    bash runs/test.sh -m "not slow"  # the quick part
+    bash runs/test.sh -k reward      # what has to do with rewards
+
+test_cuda.py needs a GPU; tests that are exact on the CPU alone skip where there is one.
 """
+import faulthandler
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
-import common  # noqa: E402, F401  before torch
+os.environ["PYTHONPATH"] = str(REPO)  # for the processes that tests start in other folders
 
-import pytest  # noqa: E402
+from model import Config, Qwen2  # noqa: E402
+
 import torch  # noqa: E402
 
-REAL_DATA = REPO.parent / "shared" / "data"  # GSM8K, MATH and the Qwen2.5 tokenizer; tests that need them skip without
+# GSM8K, MATH, the benchmarks and the Qwen2.5 tokenizer, where they are at hand.
+REAL_DATA = REPO.parent / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no {REAL_DATA}")
+cpu_only = pytest.mark.skipif(torch.cuda.is_available(), reason="exact on the CPU only")
 
 
-def run(script, *args, cwd, check=True):
-    """Run a stage as a user does, from the folder `cwd`. Returns the finished process with its text output."""
-    done = subprocess.run([sys.executable, str(REPO / script), *map(str, args)], cwd=cwd, text=True,
+def command(script, *args, processes=0):
+    """The command line of a stage: a file, or a module such as baselines.grpo. processes: of
+    torchrun; 0: without it."""
+    target = [str(REPO / script)] if script.endswith(".py") else ["-m", script]
+    if processes:
+        target = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", *target]
+    return [sys.executable, *target, *map(str, args)]
+
+
+def run(script, *args, cwd, check=True, processes=0):
+    """Run a stage as a user does, from the folder `cwd`. Returns the process with its output."""
+    done = subprocess.run(command(script, *args, processes=processes), cwd=cwd, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done
 
 
-def own_words(output):
-    """What a job under torchrun said before torchrun's report of it, whose lines begin with E and the date."""
-    return re.split(r"(?m)^E\d{4} ", output)[0]
-
-
 def metrics_of(out):
-    return [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
+    with open(os.path.join(out, "metrics.jsonl")) as f:
+        return [json.loads(line) for line in f]
+
+
+def what_counts(out):
+    """The metrics of a run without what is measured in seconds and bytes."""
+    return [{k: v for k, v in m.items() if "seconds" not in k and "memory" not in k}
+            for m in metrics_of(out)]
 
 
 def tiny_config(**changes):
-    from model import Config
-    return Config(**{**dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
-                            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
-                            rope_theta=10000.0, initializer_range=0.2), **changes})
+    return Config(**{**dict(vocab_size=300, hidden_size=64, intermediate_size=96,
+                            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                            max_position_embeddings=1024, rope_theta=10000.0,
+                            initializer_range=0.2), **changes})
 
 
 def random_model(config, seed=0):
-    """A model in which every parameter matters: norms and biases are random too."""
-    from model import Qwen2
+    """A model in which every parameter matters: norms and biases are random, too."""
     torch.manual_seed(seed)
     model = Qwen2(config)
     for p in model.parameters():
@@ -63,9 +82,16 @@ def packed(lengths, vocab_size, seed=0):
             torch.tensor([0, *lengths]).cumsum(0).to(torch.int32))
 
 
+@pytest.fixture(autouse=True)
+def no_timer():
+    """A test that calls our collectives in this process starts the timer that would end it."""
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts in out/arithmetic."""
+    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts."""
     folder = tmp_path_factory.mktemp("base")
     run("prepare.py", cwd=folder)
     run("estimate_value.py", "--max_prompts=256", cwd=folder)
@@ -74,8 +100,8 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def workdir(base, tmp_path, monkeypatch):
-    """A fresh current folder with that data and model, to read or to spoil; `out` is empty."""
-    import shutil
+    """A fresh current folder with that data, model and finished stage 1, to use or to spoil."""
     shutil.copytree(base / "data", tmp_path / "data")
+    shutil.copytree(base / "out", tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,11 +1,12 @@
-# Qwen2.5-1.5B base on GSM8K with the settings of the A*-PO paper's repository. For every stage:
+# Qwen2.5-1.5B base on GSM8K with the settings of the A*-PO paper's repository, for every stage:
 #   python prepare.py --task=gsm8k
-#   torchrun --nproc_per_node=4 estimate_value.py config/gsm8k_qwen2.5_1.5b.py
-#   torchrun --nproc_per_node=4 train_apo.py config/gsm8k_qwen2.5_1.5b.py
-#   torchrun --nproc_per_node=4 evaluate.py config/gsm8k_qwen2.5_1.5b.py --model=Qwen/Qwen2.5-1.5B,out/gsm8k_qwen2.5_1.5b/model
-model = "Qwen/Qwen2.5-1.5B"
+#   torchrun --nproc_per_node=4 estimate_value.py config/gsm8k.py
+#   torchrun --nproc_per_node=4 train_apo.py config/gsm8k.py
+#   torchrun --nproc_per_node=4 evaluate.py config/gsm8k.py \
+#       --model=Qwen/Qwen2.5-1.5B,out/gsm8k/model
+# Another size: config/gsm8k.py config/7b.py --out=out/gsm8k_7b
 task = "gsm8k"
-out = "out/gsm8k_qwen2.5_1.5b"
+model = "Qwen/Qwen2.5-1.5B"
 dtype = "bfloat16"
 
 max_prompt_tokens = 256
@@ -33,4 +34,3 @@ eval_prompts = 500
 save_every = 50
 micro_batch_tokens = 32768
 checkpoint_activations = True
-engine_memory = 0.5

@@ -1,0 +1,1 @@
+"""Other algorithms in the shape of train_apo.py, to be read beside it."""

@@ -1,0 +1,1375 @@
+r"""Comparison of final answers, in LaTeX or plain text, by value.
+
+    is_equivalent(r"\frac{1}{\sqrt2}", r"\dfrac{\sqrt{2}}{2}")   # True
+    is_equivalent("x > 3", r"(3, \infty)")                       # True
+    is_equivalent("0.333", r"\frac13")                           # False: near, but not equal
+
+How two answers are compared, cheapest first:
+  1. As text, after `clean` has replaced different LaTeX and Unicode spellings of a thing by one.
+  2. As trees. A parser written by hand reads what answers consist of. No text is ever run as code.
+  3. Trees are compared by kind: lists in any order, tuples in order, intervals and inequalities as
+     sets of reals, equations up to a factor, matrices entry by entry ...
+  4. That leaves pairs of numbers or formulas, which are evaluated: with exact fractions as long as
+     possible; else with mpmath to 40 digits and, if these agree, to 500. Variables take random
+     values. Two polynomials that agree there are equal (Schwartz-Zippel lemma); two formulas with
+     roots, powers or functions whose first 450 digits agree are taken to be equal.
+sympy in place of step 4 gave the same verdicts, took 11 times as long, and did not return on some
+hostile input (LOG.md). Here every comparison has a budget of steps.
+
+A tree is a Fraction, a str (variable or constant), or a tuple of a kind and its parts:
+
+  scalars   ("+", a, ...)   ("neg", a)   ("*", a, ...)   ("/", a, b)   ("^", a, b)
+            ("fn", name, a, ...)             \sin a, \sqrt[n]{a} ...
+            ("app", f, x)                    f(x)
+            ("unit", (word, ...), a)         5 cm
+            ("pm", sign, a)                  \pm a if the sign is 1, \mp a if it is -1
+  others    ("list", a, ...)                 1, 2
+            ("set", a, ...)                  \{1, 2\}
+            ("tuple", "(", "]", a, ...)      (1, 2]
+            ("matrix", columns, a, ...)      the entries row by row
+            ("ratio", a, ...)                1:2
+            ("rel", ("<", ...), a, b, ...)   a < b ...
+            ("base", digits, base)           12_5
+            ("word", text)                   even
+  sets of   ("union", a, ...)                a \cup b
+  reals     ("both", a, ...)                 a \cap b
+            ("minus", a, b)                  a \setminus b
+"""
+import itertools
+import math
+import random
+import re
+import unicodedata
+from fractions import Fraction
+from functools import lru_cache, reduce
+from typing import NamedTuple
+
+import mpmath
+
+max_answer_chars = 20_000  # of a final answer; longer ones are only compared as text
+budget = 30_000            # evaluation steps of one comparison, about a second at worst
+
+
+class Work:
+    """What comparisons cost. One state per process, so they are not thread-safe."""
+    left = 0     # evaluation steps that the running comparison may still take
+    inexact = 0  # comparisons of numbers by digits, not as exact fractions; the caller resets it
+
+    @classmethod
+    def spend(cls, steps):
+        cls.left -= steps
+        if cls.left < 0:
+            raise ValueError("too much work")
+
+
+def is_equivalent(prediction, answer):
+    r"""True if two final answers, LaTeX or plain text without the \boxed, are the same by value.
+
+    Symmetric. Raises nothing: an answer that can't be parsed is compared as text. Not thread-safe.
+    """
+    if prediction == answer:
+        return bool(answer.strip())
+    if max(len(prediction), len(answer)) > max_answer_chars:
+        return False
+    a, b = clean(prediction), clean(answer)
+    if not a or not b:
+        return False
+    if a == b:
+        return True
+    if DECIMAL.fullmatch(a) and DECIMAL.fullmatch(b):
+        return Fraction(a) == Fraction(b)
+    (a_words, a_is_text), (b_words, b_is_text) = words(a), words(b)
+    a, b = MEANINGS.get(a_words, a), MEANINGS.get(b_words, b)
+    # (B) ellipse is the choice B, if the other answer is just the letter.
+    one_is_a_letter = any(len("".join(w or "")) == 1 for w in (a_words, b_words))
+    if one_is_a_letter and choice(a) is not None and choice(a) == choice(b):
+        return True
+    if (a_is_text or b_is_text) and a_words not in MEANINGS and b_words not in MEANINGS:
+        return a_words is not None and a_words == b_words
+    Work.left = budget
+    try:
+        x, y = parse(a), parse(b)
+        # 108,135 is a number, but compared with a list it is a list too.
+        if (kind(x) == "list") != (kind(y) == "list"):
+            x = parse(a, thousands=kind(x) == "list")
+            y = parse(b, thousands=kind(y) == "list")
+        return same(x, y)
+    except (ValueError, ArithmeticError, RecursionError):  # not readable, no value, or too large
+        return plain(a) == plain(b)
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+UNICODE_SPELLINGS = {  # characters: what replaces each of them
+    "− – — ‑ －": "-",       "× ✕": r"\times ",      "· ⋅ ∙ •": r"\cdot ",
+    "÷": r"\div ",           "⁄": "/",               "° º ˚": r"^\circ ",
+    "√": r"\sqrt ",          "∞": r"\infty ",        "′ ’": "'",
+    "≤ ⩽": r"\le ",          "≥ ⩾": r"\ge ",         "≠": r"\ne ",
+    "≈": r"\approx ",        "∈": r"\in ",           "∅": r"\emptyset ",
+    "∪": r"\cup ",           "∩": r"\cap ",          "∖": r"\setminus ",
+    "±": r"\pm ",            "∓": r"\mp ",           "“ ” € £": "",
+    "ℝ": r"\mathbb{R} ",     "ℤ": r"\mathbb{Z} ",    "ℕ": r"\mathbb{N} ",
+    "⌊": r"\lfloor ",        "⌋": r"\rfloor ",       "⟨": r"\langle ",
+    "⌈": r"\lceil ",         "⌉": r"\rceil ",        "⟩": r"\rangle ",
+    "∠": r"\angle ",         "△": r"\triangle ",
+}
+UNICODE = str.maketrans({character: new for characters, new in UNICODE_SPELLINGS.items()
+                         for character in characters.split()})
+SMALL_DIGITS = str.maketrans(
+    "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉",
+    "0123456789-+n0123456789")
+FUNCTIONS = """arcsinh arccosh arctanh arcsin arccos arctan arccot sinh cosh tanh coth sech csch
+sin cos tan cot sec csc log ln lg exp sqrt""".split()
+
+
+def compiled(rules):
+    """[(compiled pattern, replacement)]. @ in a pattern: the name of a LaTeX command ends here."""
+    return [(re.compile(pattern.replace("@", "(?![a-zA-Z])")), new) for pattern, new in rules]
+
+
+# Applied one after another, to answers with a backslash in them.
+LATEX_RULES = compiled([
+    (r"^\\(?:boxed|fbox)\s*\{(.*)\}$", r"\1"),
+    (r"\{\}(?= *\^)", ""),                                              # {}^\circ
+    (r"\\R@", r"\\mathbb{R}"),
+    (r"\\(?:[dtcs]|nice)frac@", r"\\frac"),
+    (r"\\[dt]binom@", r"\\binom"),
+    (r"\\frac\s*\{(\\(?:text|mathrm)\{[^{}]*\})\}"                      # \frac{\text{m}}{\text{s}}
+     r"\s*\{(\\(?:text|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?)\}", r"\1/\2"),
+    (r"\{([^{}]*)\\over@([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose@([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"(?<=\d)\s*(?:\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\!)"             # 1\!,\!234  1\,234
+     r"\s*(?=\d{3}(?!\d))", ""),
+    (r"\\\\\s*\[[\d.]+ *[a-z]+\]", r"\\\\"),                            # rows with \\[2pt] between
+    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|underline|rm|bf|it)@", ""),
+    (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
+    (r"(?<!\\)\\[,;:! \n]|\\q?quad@|\\hspace\{[^{}]*\}", " "),
+    (r"\\[()]|(?<!\\)\\[\[\]]", ""),
+    (r"\^\s*\{?\s*\\(?:circ|degree)@\s*\}?|\\degree@", "°"),
+    (r"\^\s*\{?\s*\\prime@\s*\}?", "'"),
+    (r"\\%", "%"),
+    (rf"\\(?:operatorname|mathrm|text)\s*\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r"\\\1 "),
+    (r"\\(?:math(?:bf|it|sf|normal)|boldsymbol|bm)\s*(?=\{[^{}]*[\d\\(])", ""),
+    (r"\\[lr]?vert@|\\mid@", "|"),
+    (r"\\lbrace@", r"\\{"),
+    (r"\\rbrace@", r"\\}"),
+    (r"\\(?:varnothing|emptyset)@", r"\\{\\}"),
+    (r"\\in@", "∈"),
+    (r"\\lt@", "<"),
+    (r"\\gt@", ">"),
+    (r"\\le(?:qslant|qq|q)?@", "≤"),
+    (r"\\ge(?:qslant|qq|q)?@", "≥"),
+    (r"\\neq?@", "≠"),
+    (r"\\equiv@", "="),
+    (r"\\(?:approx|simeq)@", "≈"),
+    (r"\\bigcup@", r"\\cup"),
+    (r"\\(?:lor|vee)@", " or "),
+    (r"\\(?:land|wedge)@", " and "),
+    (r",? *(?:\\text\{ *)?(?:for|where) (?:all|every|any)\b.*$", ""),   # for all x
+    (r"^([^<>≤≥]*), *[a-z] *∈ *\\mathbb *\{?Z\}?$", r"\1"),             # k\pi, k \in Z
+])
+# Applied then, to all answers.
+GENERAL_RULES = compiled([
+    (r"(?<!\\)\$", ""),
+    (r"[~ ]+", " "),
+    (r"(?<=\d)\{,\}(?=\d{3}(?!\d))", ""),                               # 1{,}234
+    (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])",                         # 1 234
+     lambda found: found[0].replace(" ", "")),
+    (r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),     # 1 1/2
+    (r"<=", "≤"),
+    (r">=", "≥"),
+    (r"!=", "≠"),
+    (r"\*\*", "^"),
+    (r"\bnp\.", ""),                                                    # np.sqrt(2)
+    (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),                            # p.m.
+    (r"\b(sq|cu)\.", r"\1"),                                            # sq. units
+    (r"° ?[CF]\b", "°"),
+    (r"[({](\d[\dA-Z.]*)[)}](?=_)", r"\1"),                             # (2112)_6
+    (r"(?<=\d) *(?:\\text\{)? *\(?base (\d+)\)?\}?$", r"_\1"),          # 1011 base 2
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "),                        # 3 x 10^8
+    (r"\+/?-", r"\\pm "),
+    (r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup "),                        # (0,1) U (2,3)
+])
+DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
+TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)"
+                  r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+MEANINGS = {  # answers in words, as `words` returns them: the same in symbols
+    ("no solution",): r"\{\}",              ("no solutions",): r"\{\}",
+    ("no real solution",): r"\{\}",         ("no real solutions",): r"\{\}",
+    ("all real numbers",): r"\mathbb{R}",   ("all reals",): r"\mathbb{R}",
+    ("empty set",): r"\{\}",                ("infinity",): r"\infty",
+}
+MEANINGS |= {(word,): str(value) for value, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve".split())}
+
+
+@lru_cache(256)  # every sample of a prompt is compared with the same answer
+def clean(text):
+    """The answer with one spelling for each thing, and without what doesn't change its value."""
+    text = " ".join(text.split())
+    if not text.isascii():
+        text = re.sub("([⁰¹²³⁴-⁹⁻⁺ⁿ]+)", r"^{\1}", text)
+        text = re.sub("([₀-₉]+)", r"_{\1}", text)
+        text = text.translate(SMALL_DIGITS)
+        text = re.sub("[¼-¾⅐-⅞]", fraction_sign, text)
+        text = re.sub("[Α-Ωα-ω]", greek, text)
+        text = text.translate(UNICODE)
+    if not text.isalnum():
+        for pattern, new in (LATEX_RULES if "\\" in text else []) + GENERAL_RULES:
+            text = pattern.sub(new, text)
+    text = text.lstrip(" ,;:").rstrip()
+    return text if text.endswith("...") else text.rstrip(" .,;:\\")
+
+
+def fraction_sign(found):
+    r"""\frac{1}{2} for ½, of which NFKC makes 1⁄2."""
+    above, below = unicodedata.normalize("NFKC", found[0]).split("⁄")
+    return rf"\frac{{{above}}}{{{below}}}"
+
+
+def greek(found):
+    r"""\lambda for λ, whose name in Unicode is GREEK SMALL LETTER LAMDA."""
+    *_, size, _, name = unicodedata.name(found[0]).replace("FINAL ", "").split()
+    name = name.lower() if size == "SMALL" else name.capitalize()
+    return f"\\{name.replace('amda', 'ambda')} "
+
+
+@lru_cache(256)
+def words(text):
+    r"""(words of a cleaned answer, whether it is surely text and no formula).
+
+    (("even",), True) for \text{Even}; (None, False) for 2x, which isn't made of words. A comma,
+    "and" or "or" separates words, whose order doesn't matter. Letters surely are words if they are
+    in \text or are four or more.
+    """
+    bare = re.sub(r"^\\\{(.*)\\\}$", r"\1", TEXT.sub(r" \1 ", text))
+    if not re.fullmatch(r"(?:[a-zA-Z\s.,'()&]|(?<=[a-zA-Z])-(?=[a-zA-Z]))+", bare):
+        return None, False
+    items = [" ".join(re.findall(r"[a-z']+", item))
+             for item in re.split(r"[,&]|\band\b|\bor\b", bare.lower())]
+    items = [re.sub(r"^(?:a|an|the|option|choice|answer) ", "", item) for item in items]
+    was_wrapped = bare != text and "\\mathrm" not in text  # in \text{} or \{\}
+    looks_like_text = re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)
+    is_function = re.fullmatch(f"(?:{'|'.join(FUNCTIONS)})[a-z]?", bare)
+    return (tuple(sorted(item for item in items if item)),
+            bool(was_wrapped or looks_like_text and not is_function))
+
+
+def choice(text):
+    r"""The letter of a multiple choice, else None: B for B, (B), \text{B. } 12 and (B) ellipse."""
+    text = TEXT.sub(r"\1", text).strip()
+    found = re.fullmatch(r"\(?([A-J])(?:[).:]?|[).:] ?([\w\\].*))", text)
+    if not found or re.search(r"\([A-J]\)|,|\b(?:and|or|not|is)\b", found[2] or ""):
+        return None  # also for (B) or (C)
+    return found[1]
+
+
+def plain(text):
+    """What is compared of answers that can't be parsed: without case, spaces, text commands."""
+    return re.sub(r"(?<!\d)\s|\s(?!\d)|(?<=[a-z])\.", "", TEXT.sub(r"\1", text).lower())
+
+
+# ---- tokens: (kind, text) ------------------------------------------------------------------------
+
+SYMBOLS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu
+nu xi rho varrho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma
+Upsilon Phi Psi Omega pi infty hbar ell odot circ star partial nabla perp parallel sum prod int lim
+max min""".split()
+UNIT_NAMES = """mm millimeter millimetre|cm centimeter centimetre|m meter metre
+km kilometer kilometre|inch inches in|foot feet ft|yard yd|mile mi
+second sec s|minute min|hour hr h|day|week|month|year yr
+mg milligram|gram gm g|kilogram kg|pound lb|ounce oz|ton
+liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro
+degree deg|percent percentage pct|radian rad|mph|am|pm
+nm|ev|hz|mol|unit|j|n|w|v|a|k|c"""
+UNITS = {alias: names.split()[0]  # each name of a unit: the unit's first name
+         for names in UNIT_NAMES.replace("\n", "|").split("|") for alias in names.split()}
+# Units of two letters that are units also outside \text; others may be products: 3 mg.
+SHORT_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz", "yr", "oz"}
+# Words after a value that change it, as a unit doesn't.
+NOT_UNITS = set("""squared cubed factorial half halves third thirds quarter quarters fourth fourths
+fifths sixths eighths tenths hundredths plus minus times less more greater least most below above
+negative doubled divided root pi infinity not no is are does false wrong incorrect undefined if when
+where for mod except""".split())
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+          "trillion": 10**12}
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?")
+TOKEN = re.compile(rf"""
+ (?P<text>{TEXT.pattern})
+|(?P<based>(?:\d+(?:\.\d+)?|\.\d+)_\{{?\(?\d+\)?\}}?            # 12_5
+  |\d[\dA-F]*_\{{?1[1-6]\}}?)                                   # 1A_{{11}}
+|(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))        # 12  .5
+  (?:[eE][+-]?\d+                                               # 1e5
+   |\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)                     # 0.\overline{{3}}
+|(?P<begin>\\begin\{{\w+\*?\}}(?:\{{[lcr|\s]*\}})?)
+|(?P<end>\\end\{{\w+\*?\}})
+|(?P<rel>[=<>≤≥≠≈∈])
+|(?P<fn>\\?(?:{"|".join(FUNCTIONS)})(?![a-z]{{2}}))
+|(?P<letters>[a-zA-Z]{{2,}}(?![_'a-zA-Z]))
+|(?P<name>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])
+   |[a-zA-Z]
+   |\\(?:angle|triangle)\s*[A-Z](?:\s*[A-Z])*
+   |\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|math(?:bf|bb|cal|it)|boldsymbol)
+    \s*(?:\{{[^{{}}]*\}}|\w))                                   # \vec{{v}}
+  (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\w|\\[a-zA-Z]+)      # x_{{1}}
+   |')*)                                                        # y'
+|(?P<other>\\[a-zA-Z]+|\\.|\S)""", re.VERBOSE)
+
+
+def tokenize(text, thousands):
+    """[(kind, text)] of a cleaned answer. thousands: outside brackets, 1,234 is a number."""
+    tokens, at, depth = [], 0, 0
+    while at < len(text):
+        if thousands and depth == 0 and (found := THOUSANDS.match(text, at)):
+            tokens.append(("number", found[0].replace(",", "")))
+        elif found := TOKEN.match(text, at):
+            name, token = found.lastgroup, found[0]
+            before = tokens[-1][0] if tokens else ""
+            if name == "text":
+                after_value = before in ("number", "name", ")", "}", "°")
+                tokens += text_tokens(found[2], thousands, after_value)
+            elif name == "letters":
+                after_space = text[at - 1:at] in ("", " ", "}")
+                tokens += letter_tokens(token, after_space, after_word=before == "word")
+            elif name == "other":
+                depth += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
+                tokens.append((token, token))
+            elif name == "name":
+                token = re.sub(r"\\(?:text|mathrm)(?![a-zA-Z])|[{}\s]", "", token)
+                head, *subscript = token.split("_", 1)
+                subscript = "".join("_" + part.replace("\\", "") for part in subscript)
+                tokens.append((name, head + subscript))
+            else:
+                tokens.append((name, token.lstrip("\\") if name == "fn" else token))
+        at = found.end() if found else at + 1
+    return tokens
+
+
+def text_tokens(content, thousands, after_value):
+    r"""Tokens of what \text{...} holds: words and separators, a number, letters, or a unit."""
+    unit = content.strip()
+    is_unit = unit.lower() in UNITS and unit not in ("e", "i")
+    if is_unit and (after_value or unit.islower()):
+        return [("word", unit)]
+    if unit.isupper() and unit.isalpha() and 1 < len(unit) < 6 and not after_value:
+        return [("name", letter) for letter in unit]
+    if re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*|\d.*", content):
+        return tokenize(content, thousands)
+    parts = re.split(r"(,|;|\band\b|\bor\b)", content)
+    return [(",", part) if part in (",", ";", "and", "or") else ("word", part.strip())
+            for part in parts if part.strip()]
+
+
+def letter_tokens(run, after_space, after_word):
+    """Tokens of two or more letters: a separator, a word, or a product of variables."""
+    low = run.lower()
+    unit = low if low in UNITS else low.removesuffix("s")
+    if run in ("and", "or"):
+        return [(",", run)]
+    if run == "pi":
+        return [("name", "\\pi")]
+    if low in ("inf", "infinity", "oo"):
+        return [("name", "\\infty")]
+    is_unit = (unit in UNITS and len(unit) > 2 or unit in SHORT_UNITS
+               or after_space and unit in ("am", "pm", "sq", "cu"))
+    alphabetical = list(run) == sorted(run)  # abcd is a product
+    is_word = after_space and len(run) > 3 and run.islower() and not alphabetical
+    if after_word or low in SCALES or is_unit or is_word:
+        return [("word", run)]
+    return [("name", letter) for letter in run]
+
+
+# ---- parser --------------------------------------------------------------------------------------
+
+@lru_cache(256)
+def parse(text, thousands=True):
+    """Tree of a cleaned answer. thousands: outside brackets, 1,234 is a number.
+
+    Raises ValueError if it can't be read, RecursionError on hundreds of nested braces.
+    """
+    parser = Parser(tokenize(text, thousands))
+    tree = parser.values()
+    parser.take("")
+    answers = both_signs(tree) if "\\pm" in text or "\\mp" in text else [tree]
+    if len(answers) == 1:
+        return answers[0]
+    if kind(tree) == "rel" and tree[1] == ("≠",):
+        return ("both", *answers)  # x ≠ ±1
+    return ("list", *answers)
+
+
+class Parser:
+    """Recursive descent, one method for each level, from the one that binds weakest: values,
+    relation, union, ratio, sum, term, factor, base. Their docstrings show what they read. They
+    return trees, and raise ValueError on what they can't read."""
+
+    def __init__(self, tokens):
+        self.tokens = [*tokens, ("", "the end")]
+        self.at = 0
+        self.bars = 0  # how many |...| or sets are open, in which the next | closes
+
+    @property
+    def next(self):
+        """The kind of the next token."""
+        return self.tokens[self.at][0]
+
+    def take(self, *kinds):
+        """The next token's text. Raises ValueError unless it is of one of these kinds."""
+        token, text = self.tokens[self.at]
+        if token not in kinds:
+            raise ValueError(f"unexpected {text}")
+        self.at += 1
+        return text
+
+    def skip(self, *kinds):
+        """The next token's text if it is of one of these kinds, else None."""
+        return self.take(*kinds) if self.next in kinds else None
+
+    def values(self):
+        """1, 2 and 3"""
+        items, separators = [], set()
+        while not items or self.next in (",", ";"):
+            while separator := self.skip(",", ";"):
+                separators.add(separator)
+            items.append(self.relation())
+        if len(items) == 1:
+            return items[0]
+        if all(kind(x) == "rel" and not {"=", "≈"} & {*x[1]} for x in items):
+            return ("union" if "or" in separators else "both", *items)  # x > 1 and x < 2
+        return ("set" if "or" in separators else "list", *items)
+
+    def relation(self):
+        """2 < x ≤ 3"""
+        if self.tokens[self.at] in (("rel", "="), ("rel", "≈")):  # = 5
+            self.at += 1
+        sides, ops = [self.union()], []
+        while op := self.skip("rel"):
+            ops.append(op)
+            sides.append(self.union())
+        return ("rel", tuple(ops), *sides) if ops else sides[0]
+
+    def union(self):
+        r"""(0, 1) \cup (2, 3), and the other operations on sets"""
+        node = self.ratio()
+        while op := self.skip("\\cup", "\\cap", "\\setminus", "\\backslash"):
+            name = {"\\cup": "union", "\\cap": "both"}.get(op, "minus")
+            node = (name, node, self.ratio())
+        return node
+
+    def ratio(self):
+        """1:2, or one value and its unit"""
+        parts = [self.sum()]
+        while self.bars == 0 and self.skip(":"):
+            parts.append(self.sum())
+        return self.unit(parts[0] if len(parts) == 1 else ("ratio", *parts))
+
+    def unit(self, node):
+        """The value `node` with the words after it. same_quantities() says which of them matter."""
+        phrase, sign = [], ""
+        while self.next == "word" or phrase and self.next in ("/", "\\cdot", "^"):
+            if self.skip("^"):
+                phrase[-1] += str(self.argument())
+            elif not self.skip("\\cdot"):
+                text = self.take("word", "/").lower()
+                text = text.replace("mph", "miles per hour").replace("per ", "/")
+                if text == "/" and self.next == "name":  # km/h
+                    text += self.take("name").lower()
+                for word in re.findall(r"/|[^\W\d]+(?:\^?\{?-?\d)?", text):
+                    if word == "/":
+                        sign = "-"
+                    else:
+                        phrase.append(sign + word)
+        if NOT_UNITS & {*phrase}:
+            raise ValueError("words that say more than a unit")
+        while phrase and phrase[0] in SCALES:
+            node = ("*", node, Fraction(SCALES[phrase.pop(0)]))
+        if len(phrase) > 1 and phrase[0] in ("sq", "square", "cu", "cubic"):
+            phrase[:2] = [phrase[1] + ("2" if phrase[0][0] == "s" else "3")]
+        phrase = tuple(unit_name(word) for word in phrase
+                       if word not in ("a", "an", "of", "the", "radian", "radians"))
+        if is_quantity(node):
+            return ("unit", node[1] + phrase, node[2])
+        return ("unit", phrase, node) if phrase else node
+
+    def sum(self):
+        """x - 1"""
+        terms, sign = [], self.skip("+", "-", "\\pm", "\\mp")
+        while True:
+            term = self.term()
+            if sign == "-" and terms and kind(term) == "set":  # R - {0}
+                terms[-1] = ("minus", terms[-1], term)
+            elif sign == "-":
+                terms.append(negative(term))
+            elif sign in ("\\pm", "\\mp"):
+                terms.append(("pm", 1 if sign == "\\pm" else -1, term))
+            else:
+                terms.append(term)
+            if not (sign := self.skip("+", "-", "\\pm", "\\mp")):
+                break
+        are_matrices = all(kind(term) == "matrix" for term in terms)
+        if are_matrices and len({(term[1], len(term)) for term in terms}) == 1:  # of one shape
+            entries = zip(*map(parts, terms), strict=True)
+            return (*terms[0][:2], *(("+", *summands) for summands in entries))
+        return terms[0] if len(terms) == 1 else ("+", *terms)
+
+    def term(self):
+        r"""2x \cdot 3/4. From left to right: 1/2x is (1/2)x.
+
+        A whole number before a proper fraction is added to it: 6\frac{1}{6}.
+        """
+        above, below = [self.factor()], []
+        while True:
+            if self.skip("/", "\\div"):
+                below.append(self.signed())
+                while isinstance(below[-1], str) and self.next == "name":  # t/RC is t/(RC)
+                    below.append(self.factor())
+            elif self.skip("*", "\\cdot", "\\times"):
+                above.append(self.signed())
+            elif self.next in FACTOR_STARTS or self.next == "|" and not self.bars:
+                before, text = self.tokens[self.at - 1]
+                if self.next == before == "number":
+                    raise ValueError("two numbers in a row")
+                may_be_mixed = before == "number" and text.isdigit() and self.next == "\\frac"
+                factor = self.factor()
+                mixed = mixed_number(above[-1], factor) if may_be_mixed else None
+                if mixed:
+                    above[-1] = mixed
+                else:
+                    above.append(factor)
+            else:
+                return quotient(product(above), product(below)) if below else product(above)
+
+    def signed(self):
+        """A factor with or without a sign."""
+        return negative(self.factor()) if self.skip("-", "+") == "-" else self.factor()
+
+    def factor(self):
+        """x^2, n!, 50%"""
+        node = self.base()
+        while True:
+            if self.skip("^"):
+                node = ("^", node, self.argument())
+            elif self.skip("!"):
+                if self.next == "!":
+                    raise ValueError("double factorial")
+                node = ("fn", "factorial", node)
+            elif sign := self.skip("%", "°", "\\$"):
+                name = {"%": "percent1", "°": "degree1", "\\$": "dollar1"}[sign]
+                node = ("unit", (name,), node)
+            else:
+                return node
+
+    def argument(self, digit=False):
+        r"""What a command or ^ applies to: a group or the next token.
+
+        digit: of a number only the first digit, as in \frac12.
+        """
+        token, text = self.tokens[self.at]
+        if digit and token == "number" and text.isdigit() and len(text) > 1:
+            self.tokens[self.at:self.at + 1] = [(token, text[0]), (token, text[1:])]
+        return self.closed("}") if self.skip("{") else self.signed_base()
+
+    def signed_base(self):
+        return negative(self.base()) if self.skip("-") else self.base()
+
+    def closed(self, *right):
+        """The values up to a closing bracket of one of these kinds."""
+        bars, self.bars = self.bars, 0
+        node = self.values()
+        self.bars = bars
+        self.take(*right)
+        return node
+
+    def base(self):
+        """A number, a name, a command with its arguments, or something in brackets."""
+        token, text = self.tokens[self.at]
+        self.at += 1
+        match token:
+            case "number":
+                return number(text)
+            case "based":
+                return based(text)
+            case "name":
+                return self.applied(text)
+            case "word":
+                return ("word", text.lower())
+            case "(" | "[" | "\\langle":
+                node = self.closed(")", "]", "\\rangle")
+                closing = self.tokens[self.at - 1][0]
+                left = "[" if token == "[" else "("
+                right = "]" if closing == "]" else ")"
+                if kind(node) == "list":
+                    return ("tuple", left, right, *node[1:])
+                if left + right in ("()", "[]"):
+                    return node
+            case "{":
+                return self.closed("}")
+            case "\\{":
+                return self.braces()
+            case "|":
+                self.bars += 1
+                node = self.sum()
+                self.bars -= 1
+                self.take("|")
+                return ("fn", "abs", node)
+            case "\\lfloor" | "\\lceil":
+                node = self.sum()
+                self.take("\\r" + token[2:])
+                return ("fn", token[2:], node)
+            case "\\frac":
+                return quotient(self.argument(digit=True), self.argument(digit=True))
+            case "\\binom":
+                return ("fn", "binom", self.argument(digit=True), self.argument(digit=True))
+            case "fn":
+                return self.function(text)
+            case "\\$":
+                sign = self.skip("-")
+                node = ("unit", ("dollar1",), self.term())
+                return negative(node) if sign else node
+            case "begin":
+                return self.matrix(text)
+        raise ValueError(f"unexpected {text}")
+
+    def applied(self, name):
+        """A variable or the value of a function: f(x+1), P(2); but n(n+1), mg(h+1) are products."""
+        if self.next == "(" and name not in CONSTANTS:
+            start = self.at
+            after_name = self.at >= 2 and self.tokens[self.at - 2][0] == "name"
+            x = self.base()
+            if name[0] in "fg" and not after_name or isinstance(x, (str, Fraction)):
+                return ("app", name, x)
+            self.at = start
+        return name
+
+    def braces(self):
+        """{1, 2} or {x : x > 1}"""
+        if self.skip("\\}"):
+            return ("set",)
+        self.bars += 1
+        node = self.values()
+        if self.skip("|", ":"):
+            is_real = kind(node) == "rel" and node[1] == ("∈",) and node[3] == REALS
+            if not isinstance(node, str) and not is_real:
+                raise ValueError("a set of terms")
+            node = self.values()
+        else:
+            node = ("set", *both_signs(node))
+        self.bars -= 1
+        self.take("\\}")
+        return node
+
+    def function(self, name):
+        r"""\sin^2 2x, \log_2 8, \sqrt[3]{x}.
+
+        Without brackets, the argument is a factor and all variables after it: \sin 2 \pi x \cos x.
+        """
+        if name == "sqrt":
+            n = self.closed("]") if self.skip("[") else Fraction(2)
+            return ("fn", "root", self.argument(), n)
+        power = base = None
+        while op := self.skip("^", "_"):
+            if op == "^":
+                power = self.argument()
+            else:
+                base = self.argument()
+        minus, bracket = self.skip("-"), self.next in ("(", "[", "{", "|")
+        args = [self.base() if bracket else self.factor()]
+        while not bracket and self.next == "name":
+            args.append(self.factor())
+        x = negative(product(args)) if minus else product(args)
+        if name == "exp":
+            return ("^", "e", x)
+        if power == -1:
+            name, power = "arc" + name, None
+        if name == "lg":
+            name = "log10"
+        elif base is not None:
+            name = "ln"
+        node = ("fn", name, x)
+        if base is not None:
+            node = ("/", node, ("fn", "ln", base))
+        return node if power is None else ("^", node, power)
+
+    def matrix(self, begin):
+        r"""What follows \begin{pmatrix} or one of its relatives, up to \end."""
+        if not re.match(r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)", begin):
+            raise ValueError(f"unexpected {begin}")
+        rows = [[]]
+        while not self.skip("end"):
+            rows[-1].append(self.relation())
+            if self.skip("\\\\"):
+                if self.next != "end":
+                    rows.append([])
+            elif self.next != "end":
+                self.take("&")
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError("rows of different lengths")
+        return ("matrix", len(rows[0]), *(x for row in rows for x in row))
+
+
+# Kinds of tokens with which a factor begins.
+FACTOR_STARTS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$", "\\frac",
+                 "\\binom", "\\lfloor", "\\lceil", "\\langle"}
+
+
+def mixed_number(whole, part):
+    r"""The sum of a whole number and the fraction right after it, as in 6\frac{1}{6} and
+    6\frac14\%, or None if they are a product."""
+    match whole, part:
+        case Fraction(), ("/", Fraction() as a, Fraction() as b) if 0 < a < b:
+            return ("+", whole, part)
+        case Fraction(), ("unit", words, ("/", Fraction(), Fraction()) as fraction):
+            return ("unit", words, ("+", whole, fraction))
+    return None
+
+
+def unit_name(word):
+    """A unit's first name and power: cm1 for centimeters, s-2 for s^{-2} and for -s^2, which is how
+    Parser.unit marks s^2 after a slash. Of other words, the word without its plural s."""
+    found = re.fullmatch(r"(-?)([^\W\d]+)\W*?(-?[123]|)", word)
+    if not found:
+        raise ValueError(f"{word} as a unit")
+    sign, word, power = found.groups()
+    single = word.removesuffix("s")
+    name = UNITS.get(word) or UNITS.get(single) or single or word
+    return name + str(int(power or 1) * (-1 if sign else 1))
+
+
+def number(text):
+    r"""Exact value of 12, .5, 4.5e-3 or 0.1\overline{6}."""
+    if text.isdigit():
+        return Fraction(int(text))
+    text, *period = re.split(r"\\\w+\s*", text)
+    mantissa, *exponent = re.split("[eE]", text)
+    if exponent and abs(int(exponent[0])) > 5000:
+        raise ValueError("too large")
+    scale = Fraction(10) ** int(exponent[0] if exponent else 0)
+    value = Fraction(mantissa.rstrip(".") or 0) * scale
+    if not period:
+        return value
+    digits, places = period[0].strip("{}"), len(mantissa.partition(".")[2])
+    return value + Fraction(int(digits), (10 ** len(digits) - 1) * 10 ** places)
+
+
+def based(text):
+    """12_5. It equals only the same digits in the same base: where 7 is asked for in base 5, 7 is
+    a wrong answer. In base 10 it is an ordinary number."""
+    digits, base = re.fullmatch(r"(.*)_\D*(\d+)\D*", text).groups()
+    valid = all(int(digit, 36) < int(base) for digit in digits if digit != ".")
+    if not 2 <= int(base) <= 36 or not valid:
+        raise ValueError(f"{digits} in base {base}")
+    return Fraction(digits) if base == "10" else ("base", digits.lstrip("0") or "0", int(base))
+
+
+# ---- trees ---------------------------------------------------------------------------------------
+
+SCALARS = {"+", "neg", "*", "/", "^", "fn", "app", "unit", "pm"}
+# How many entries at the head of a tuple are not trees, if more than one.
+HEAD_LENGTH = {"tuple": 3, "base": 3, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2, "rel": 2,
+               "matrix": 2}
+REALS, INFINITY = "\\mathbbR", "\\infty"
+
+
+def kind(x):
+    """"scalar" for whatever has a value, else the tree's first entry."""
+    if x == REALS:
+        return "union"
+    return "scalar" if not isinstance(x, tuple) or x[0] in SCALARS else x[0]
+
+
+def is_quantity(x):
+    """Whether a tree is a value with a unit."""
+    return isinstance(x, tuple) and x[0] == "unit"
+
+
+def parts(x):
+    """The trees in a tree."""
+    return x[HEAD_LENGTH.get(x[0], 1):] if isinstance(x, tuple) else ()
+
+
+def rebuilt(x, change):
+    """The tree with each of its parts changed."""
+    if not isinstance(x, tuple):
+        return x
+    return (*x[:HEAD_LENGTH.get(x[0], 1)], *map(change, parts(x)))
+
+
+def nodes(x):
+    """The tree and all trees in it."""
+    yield x
+    for part in parts(x):
+        yield from nodes(part)
+
+
+def variables(x):
+    """The trees in a tree that have a value only once a Point gives them one: x, f(2)."""
+    return {y for y in nodes(x) if isinstance(y, str) and y not in CONSTANTS
+            or isinstance(y, tuple) and y[0] == "app"}
+
+
+def negative(x):
+    match x:
+        case Fraction():
+            return -x
+        case ("base", digits, base):
+            return ("base", digits[1:] if digits[0] == "-" else "-" + digits, base)
+        case ("unit" | "matrix", *_) | ("tuple", "(", ")", *_):
+            return rebuilt(x, negative)
+    return ("neg", x)
+
+
+def product(factors):
+    """Product of trees; a matrix or vector takes the others into its entries."""
+    if len(factors) == 1:
+        return factors[0]
+    if any(kind(x) == "word" for x in factors):
+        raise ValueError("words in a formula")
+    matrices = [x for x in factors
+                if kind(x) == "matrix" or kind(x) == "tuple" and x[1:3] == ("(", ")")]
+    if len(matrices) == 1:
+        others = [x for x in factors if x is not matrices[0]]
+        return rebuilt(matrices[0], lambda entry: product([*others, entry]))
+    return ("*", *factors)
+
+
+def quotient(a, b):
+    """Quotient of trees; a matrix is divided entry by entry."""
+    return rebuilt(a, lambda x: quotient(x, b)) if kind(a) == "matrix" else ("/", a, b)
+
+
+def both_signs(tree):
+    """The values of a list or of one value, where a value with plus-minus is two values.
+
+    1 ± i, 2 -> [1 + i, 1 - i, 2]
+    """
+    def is_plus_minus(x):
+        return isinstance(x, tuple) and x[0] == "pm"
+
+    def choose(x, sign):
+        x = rebuilt(x, lambda part: choose(part, sign))
+        if not is_plus_minus(x):
+            return x
+        return x[2] if x[1] == sign else negative(x[2])
+
+    def spread(x):
+        signs = [y[1] for y in nodes(x) if is_plus_minus(y)]
+        if kind(x) == "tuple" and {*signs} == {1}:  # (±3, ±2) is four points
+            Work.spend(2 ** len(signs))
+            return [(*x[:3], *entries) for entries in itertools.product(*map(spread, parts(x)))]
+        return [choose(x, 1), choose(x, -1)] if signs else [x]
+
+    return [y for x in (parts(tree) if kind(tree) == "list" else [tree]) for y in spread(x)]
+
+
+# ---- comparison by kind --------------------------------------------------------------------------
+
+def same(a, b):
+    """True if two trees mean the same.
+
+    Raises ValueError or ArithmeticError where a part has no value.
+    """
+    if a == b:
+        return True
+    kinds = {kind(a), kind(b)}
+    if kinds & {"union", "minus", "both"}:
+        return same_sets(a, b)
+    if kinds == {"rel"}:
+        return same_relations(a, b)
+    if "rel" in kinds:
+        relation, x = (a, b) if kind(a) == "rel" else (b, a)
+        if kind(x) == "list" and kind(relation[-1]) not in ("list", "set", "tuple"):
+            return False
+        return gives(relation, x)
+    if kinds == {"tuple"}:
+        may_be_interval = len(parts(a)) == 2
+        if may_be_interval and a[1:3] != b[1:3]:
+            return False
+        return same_in_order(parts(a), parts(b))
+    if kinds == {"tuple", "list"}:  # a tuple without its brackets
+        return (("(", ")") in (a[1:3], b[1:3]) and in_order(a) and in_order(b)
+                and same_in_order(parts(a), parts(b)))
+    if kinds == {"list"} and bool(labels(a)) != bool(labels(b)):  # x = 2, y = 1 is 2, 1, not 1, 2
+        return in_order(a) and in_order(b) and same_in_order(parts(a), parts(b))
+    if kinds & {"list", "set"}:
+        return "tuple" not in kinds and same_in_any_order(members(a), members(b))
+    if is_quantity(a) or is_quantity(b):
+        return same_quantities(a, b)
+    if kinds == {"matrix"}:
+        return a[1] == b[1] and same_in_order(parts(a), parts(b))
+    if kinds == {"tuple", "matrix"}:  # a vector as a row or column
+        matrix = a if kind(a) == "matrix" else b
+        columns, rows = matrix[1], len(parts(matrix)) // matrix[1]
+        return 1 in (columns, rows) and same_in_order(parts(a), parts(b))
+    if kinds == {"ratio"} or kinds == {"ratio", "scalar"}:
+        return same_ratios(a, b)
+    return kinds == {"scalar"} and same_numbers(a, b)
+
+
+def same_ratios(a, b):
+    """Two ratios, or a ratio and a number. 1:2 is 2:4 and 1/2, but 2:30 is a time and not 1:15."""
+    if kind(a) == kind(b) and same_in_order(parts(a), parts(b)):
+        return True
+    if all(kind(x) == "ratio" and isinstance(x[2], Fraction) and x[2] >= 10 for x in (a, b)):
+        return False
+    a, b = (("/", *parts(x)) if kind(x) == "ratio" and len(parts(x)) == 2 else x for x in (a, b))
+    return kind(a) == kind(b) == "scalar" and same_numbers(a, b)
+
+
+def same_in_order(xs, ys):
+    return len(xs) == len(ys) and all(map(same, xs, ys))
+
+
+def same_in_any_order(xs, ys):
+    ys = list(ys)
+    if len(xs) != len(ys):
+        return False
+    for x in xs:
+        match = next((i for i, y in enumerate(ys) if same_if_comparable(x, y)), None)
+        if match is None:
+            return False
+        del ys[match]
+    return True
+
+
+def same_if_comparable(x, y):
+    """same(), and False for two trees that can't be compared, such as 0 and x > 3."""
+    try:
+        return same(x, y)
+    except (ValueError, ArithmeticError):
+        return False
+
+
+def labels(x):
+    """The names in a list's equations, if there are several: ["x", "y"] of x = 1, y = 2."""
+    names = [str(y[2]) for y in parts(x) if kind(y) == "rel" and y[1] == ("=",)]
+    return names if len({*names}) > 1 else []
+
+
+def in_order(x):
+    """Whether a list names its values in alphabetical order, or doesn't name them."""
+    return labels(x) == sorted(labels(x))
+
+
+def members(x):
+    """The values of a list; of a set, each once; or the one value."""
+    if kind(x) != "set":
+        return parts(x) if kind(x) == "list" else (x,)
+    once = []
+    for y in parts(x):
+        if not any(same(y, z) for z in once):
+            once.append(y)
+    return once
+
+
+def same_relations(a, b):
+    """Two equations or inequalities: do they have the same sides, is one a multiple of the other,
+    or do they hold for the same set of reals?"""
+    (_, a_ops, *xs), (_, b_ops, *ys) = forwards(a), forwards(b)
+    if a_ops == b_ops and same_in_order(xs, ys):
+        return True
+    if set(a_ops + b_ops) == {"="}:
+        if xs[0] == ys[0] and (len(xs) > 2 or len(ys) > 2):  # x = 1/2 = 0.5
+            return same(xs[-1], ys[-1])
+        functions = [x for x in (xs[0], ys[0]) if isinstance(x, tuple) and x[0] == "app"]
+        if len(functions) == 2 and functions[0][1] == functions[1][1]:  # f(x) = 2x, f(t) = 2t
+            return same(renamed(xs[1], xs[0][2], "#"), renamed(ys[1], ys[0][2], "#"))
+        if functions and "y" in (xs[0], ys[0]) and isinstance(functions[0][2], str):
+            return same(xs[1], ys[1])  # f(x) = 2x, y = 2x
+    op = a_ops[0]
+    all_scalar = all(kind(x) == "scalar" for x in (*xs, *ys))
+    if a_ops == b_ops and op in "=≠<≤" and len(xs) == len(ys) == 2 and all_scalar:
+        f, g = ("+", xs[0], negative(xs[1])), ("+", ys[0], negative(ys[1]))
+        if proportional(f, g, positive=op in "<≤"):
+            return True
+    return (subject(a) is not None and subject(a) == subject(b) and "=" not in a_ops + b_ops
+            and same(solved(a), solved(b)))
+
+
+def gives(relation, x):
+    """Is x what a relation states? 5 is that of x = 10/2 = 5, (3, ∞) of x > 3, and both 2/3 and
+    0.67 of 2/3 ≈ 0.67."""
+    _, ops, *sides = relation
+    if not set(ops) <= {"=", "≈"}:
+        return same(solved(relation), x)
+    if not is_name(sides[0]) and is_name(sides[-1]):  # 5 = x
+        sides.reverse()
+    last = sides[-1]
+    exact = sides[ops.index("≈")] if "≈" in ops else last
+    if not is_name(sides[0]) and any(kind(side) != "scalar" or variables(side) for side in sides):
+        return False  # 2x + z = 1
+    if same(exact, x):
+        return True
+    only_approximate = exact == sides[0] and is_name(exact)  # x ≈ 0.67
+    return (only_approximate or near(exact, last)) and same(last, x)
+
+
+def near(a, b):
+    """May b stand after ≈ for a? That is, is it at most 5% off?"""
+    x, y = (inexact(evaluate(side, Point(0))) for side in (a, b))
+    return abs(x - y) <= abs(x) / 20
+
+
+def is_name(x):
+    """Is x letters without a number, as the left side of an equation that states a value?
+
+    So in x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), m + n = 113, dy/dx = 3.
+    """
+    if isinstance(x, str):
+        return x not in CONSTANTS and x != REALS
+    match x:
+        case ("app" | "word", *_) | ("^", "f" | "g", -1):
+            return True
+        case ("*" | "/" | "+" | "neg" | "tuple" | "ratio" | "matrix" | "fn", *_):
+            return x[:2] != ("fn", "root") and all(map(is_name, parts(x)))
+    return False
+
+
+def renamed(x, old, new):
+    """The tree with `new` for every tree in it that equals `old`."""
+    return new if x == old else rebuilt(x, lambda part: renamed(part, old, new))
+
+
+def forwards(relation):
+    """The same relation with < for >."""
+    name, ops, *sides = relation
+    if not set(ops) <= {">", "≥"}:
+        return relation
+    return (name, tuple("<" if op == ">" else "≤" for op in reversed(ops)), *reversed(sides))
+
+
+def subject(relation):
+    """What an inequality is about: x in 2 < x < 3; None if that isn't clear."""
+    names = [side[2] if side[:2] == ("fn", "abs") else side
+             for side in relation[2:] if is_name(side)]
+    return names[0] if len(names) == 1 else None
+
+
+# ---- sets of reals -------------------------------------------------------------------------------
+
+# The brackets of an interval whose ends are excluded or included.
+LEFT, RIGHT = {"<": "(", "≤": "["}, {"<": ")", "≤": "]"}
+
+
+def same_sets(a, b):
+    """Is every endpoint, and every gap between endpoints, in both sets of reals or in neither?
+
+    Raises ValueError if one isn't a set of reals.
+    """
+    MP.dps, digits = PRECISIONS[-1]
+    values = {x: inexact(evaluate(x, Point(1))).real for x in endpoints(a) + endpoints(b)}
+    # The endpoints get the places 1, 3, 5 ..., in order; the gaps around them are 0, 2, 4 ...
+    places = {x: -1 if value < 0 else MP.inf for x, value in values.items() if MP.isinf(value)}
+    place, last = -1, None
+    for x in sorted(values.keys() - places.keys(), key=values.get):
+        if last is None or not close(values[x], last, digits):
+            place += 2
+        places[x], last = place, values[x]
+    return all(contains(a, t, places) == contains(b, t, places) for t in range(place + 2))
+
+
+def endpoints(x):
+    """The trees of all numbers at which a set of reals may begin or end."""
+    match x:
+        case ("tuple", _, _, low, high):
+            return [low, high]
+        case ("set", *points):
+            return points
+        case ("union" | "minus" | "both", *_):
+            return [end for part in parts(x) for end in endpoints(part)]
+    return [] if x == REALS else endpoints(solved(x))
+
+
+def contains(x, t, places):
+    """Is place t in a set? places: {endpoint: its place}."""
+    Work.spend(1)
+    match x:
+        case ("tuple", left, right, low, high):
+            if places[low] > places[high]:
+                raise ValueError("an interval from a larger to a smaller number")
+            return (places[low] < t < places[high] or t == places[low] and left == "["
+                    or t == places[high] and right == "]")
+        case ("set", *points):
+            return any(t == places[point] for point in points)
+        case ("union", *pieces):
+            return any(contains(piece, t, places) for piece in pieces)
+        case ("both", *pieces):
+            return all(contains(piece, t, places) for piece in pieces)
+        case ("minus", whole, removed):
+            return contains(whole, t, places) and not contains(removed, t, places)
+    return x == REALS or contains(solved(x), t, places)
+
+
+def solved(x):
+    """The set of reals for which a relation with a name on one side, or one of several such
+    relations, holds. Raises ValueError on others."""
+    match forwards(x) if kind(x) == "rel" else x:
+        case ("list", *pieces) if all(kind(piece) == "rel" for piece in pieces):  # x < 1, x = 2
+            return ("union", *pieces)
+        case ("rel", ("∈",), name, whole) if is_name(name):
+            return whole
+        case ("rel", ("≠",), name, p) if is_name(name):
+            return ("minus", REALS, ("set", p))
+        case ("rel", ("=",), name, p) if is_name(name):
+            return ("set", p)
+        case ("rel", ("<" | "≤" as op,), ("fn", "abs", name), high) if is_name(name):
+            return ("tuple", LEFT[op], RIGHT[op], negative(high), high)
+        case ("rel", ("<" | "≤" as op,), low, ("fn", "abs", name)) if is_name(name):
+            return ("union", ("tuple", "(", RIGHT[op], negative(INFINITY), negative(low)),
+                    ("tuple", LEFT[op], ")", low, INFINITY))
+        case ("rel", ("<" | "≤" as op,), name, high) if is_name(name):
+            return ("tuple", "(", RIGHT[op], negative(INFINITY), high)
+        case ("rel", ("<" | "≤" as op,), low, name) if is_name(name):
+            return ("tuple", LEFT[op], ")", low, INFINITY)
+        case ("rel", ("<" | "≤" as op, "<" | "≤" as op2), low, name, high) if is_name(name):
+            return ("tuple", LEFT[op], RIGHT[op2], low, high)
+    raise ValueError("not a set of reals")
+
+
+# ---- comparison by value -------------------------------------------------------------------------
+
+MP = mpmath.mp.clone()               # its precision is changed here; mpmath.mp stays as it is
+PRECISIONS = ((40, 20), (500, 450))  # (digits computed with, digits that must agree)
+MAX_BITS = 100_000                   # of exact integers; larger ones are rounded
+CONSTANTS = {"e": lambda: +MP.e, "i": lambda: MP.j, "\\pi": lambda: +MP.pi,
+             INFINITY: lambda: MP.inf}
+
+
+class Point(NamedTuple):
+    """Where formulas are evaluated: it gives every variable a value."""
+    index: int            # number of the random point
+    negative: str = ""    # the variable that is negative there, if there is one
+    whole: bool = False   # variables are positive integers: formulas with n! or floors need them
+    log10: bool = False   # log without a base is log10, not ln
+
+
+def real_points(free):
+    """Points with positive variables, and with each of two variables in turn negative: sqrt(ab) is
+    sqrt(a) sqrt(b) unless both are. Names with a subscript, like r_0, are taken to be positive."""
+    if not free:
+        return [Point(0)]
+    names = sorted(name for name in map(str, free) if "_" not in name)
+    negative = [Point(i, name) for name in {*names[:1], *names[-1:]} for i in (2, 4)]
+    return [Point(0), Point(1), Point(3), *negative]
+
+
+def same_quantities(a, b):
+    """Two values, at least one of which has a unit; 50% is 50 and 0.5, 90 degrees are 90 and pi/2.
+
+    One may lack the unit. Two must have the same unit; where not all words are units, the words of
+    one must be among the other's: 3 right triangles, 3 triangles.
+    """
+    (a_unit, x), (b_unit, y) = ((n[1], n[2]) if is_quantity(n) else ((), n) for n in (a, b))
+    if a_unit and b_unit:
+        all_known = {*UNITS.values()}.issuperset(word.rstrip("-123") for word in a_unit + b_unit)
+        one, other = {*a_unit}, {*b_unit}
+        if all_known:
+            return one == other and same(x, y)
+        return (one <= other or other <= one) and same(x, y)
+    if same(x, y):
+        return True
+    unit = (a_unit + b_unit)[0]
+    return (unit in ("degree1", "percent1") and kind(x) == kind(y) == "scalar"
+            and same_numbers(a, b))
+
+
+def same_numbers(a, b):
+    """Do two scalars agree, at all points if there are variables?
+
+    `log` may mean ln or log10, whichever makes them agree.
+    """
+    if a == b:
+        return True
+    free = variables(a) | variables(b)
+    used = {x[:2] if x[0] == "fn" else x[0]
+            for tree in (a, b) for x in nodes(tree) if isinstance(x, tuple)}
+    integer_functions = {("fn", name) for name in ("factorial", "binom", "floor", "ceil")}
+    discrete = bool(free) and bool(used & integer_functions)
+    real = not discrete or any(x[0] in "xyztuvw" for x in free)  # the usual names of real variables
+    points = real_points(free) if real else []
+    if discrete:
+        points += [Point(i, whole=True) for i in range(12)]
+    # Without sums a tiny value can't be the rounding error of a difference: it must agree, too.
+    relative = used <= {"*", "/", "^", "neg", "unit",
+                        *(("fn", name) for name in ("root", "factorial", "binom", "abs"))}
+    return any(all(same_at(a, b, point._replace(log10=log10), relative) for point in points)
+               for log10 in ((False, True) if ("fn", "log") in used else (False,)))
+
+
+def same_at(a, b, point, relative):
+    """Do two scalars agree at a point? relative: see close()."""
+    for precision, digits in PRECISIONS:
+        MP.dps = precision
+        try:
+            x, y = evaluate(a, point), evaluate(b, point)
+        except ArithmeticError:
+            if point.negative:
+                return True
+            raise
+        if isinstance(x, Fraction) and isinstance(y, Fraction):
+            return x == y
+        Work.inexact += 1
+        if point.negative and not is_real(x) and not is_real(y):
+            return True  # ln(x) and sqrt(x) are for positive x
+        if not close(x, y, digits, relative):
+            return False
+    return True
+
+
+def is_real(x):
+    return isinstance(x, Fraction) or abs(x.imag) <= abs(x.real) * MP.mpf(10) ** -20
+
+
+def close(x, y, digits, relative=False):
+    """Do two numbers agree to so many digits? Of numbers below 1, digits after the point are
+    counted, unless relative."""
+    x, y = inexact(x), inexact(y)
+    if MP.isinf(x) or MP.isinf(y):
+        return x == y
+    scale = max(0 if relative else 1, abs(x), abs(y))
+    return bool(abs(x - y) <= MP.mpf(10) ** -digits * scale)  # False if one is not a number
+
+
+def proportional(f, g, positive):
+    """Is f = c g with a constant c, which is > 0 if positive?"""
+    if not variables(f) or not variables(g):
+        return False
+    MP.dps, digits = PRECISIONS[-1]
+    points = real_points(variables(f) | variables(g))
+    (f0, g0), *values = [(evaluate(f, point), evaluate(g, point)) for point in points]
+    if f0 == 0 or g0 == 0 or positive and (inexact(f0) / inexact(g0)).real < 0:
+        return False
+    return all(times(x, g0) == times(y, f0) or close(times(x, g0), times(y, f0), digits)
+               for x, y in values)
+
+
+def evaluate(x, point):
+    """Value of a scalar at a point: a Fraction as long as it is exact, else an mpmath number, real
+    or complex, at the precision MP.dps. Raises ValueError or ArithmeticError if it has none."""
+    Work.spend(1)
+    if isinstance(x, Fraction):
+        return x
+    if isinstance(x, str):
+        return CONSTANTS[x]() if x in CONSTANTS else variable(x, point)
+    values = [evaluate(part, point) for part in parts(x)] if kind(x) == "scalar" else []
+    match x:
+        case ("+", *_):
+            return reduce(plus, values)
+        case ("*", *_):
+            return reduce(times, values)
+        case ("neg", _):
+            return -values[0]
+        case ("/", _, _):
+            return times(values[0], power(values[1], Fraction(-1)))
+        case ("^", _, _):
+            return power(*values)
+        case ("fn", name, *_):
+            return function(name, values, point)
+        case ("app", name, _):
+            return variable(f"{name}({MP.nstr(inexact(values[0]), 15)})", point)
+        case ("unit", words, _):
+            factors = {("percent1",): Fraction(1, 100), ("degree1",): MP.pi / 180}
+            return times(values[0], factors.get(words, Fraction(1)))
+    raise ValueError(f"{x[0]} has no value")
+
+
+@lru_cache(4096)
+def variable(name, point):
+    """A random value that depends on name and point only.
+
+    In (0.1, 0.9), (1.1, 2.9) or (40, 400); or an integer, if the point is whole.
+    """
+    rng = random.Random(f"{name} {point.index}")
+    if point.whole:
+        return Fraction(rng.randint(1, (8, 40, 300)[point.index % 3]))
+    low, high = ((1, 9), (11, 29), (11, 29), (400, 4000), (400, 4000))[point.index]
+    value = Fraction(rng.randint(low << 30, high << 30), 10 << 30)
+    return -value if name == point.negative else value
+
+
+def inexact(x):
+    """A Fraction as an mpmath number; others as they are."""
+    return MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+
+
+def fit(x):
+    """A Fraction, or its mpmath number if its integers have become large."""
+    bits = max(x.numerator.bit_length(), x.denominator.bit_length())
+    Work.spend(bits >> 8)
+    return x if bits <= MAX_BITS else inexact(x)
+
+
+def plus(a, b):
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return fit(a + b)
+    return inexact(a) + inexact(b)
+
+
+def times(a, b):
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return fit(a * b)
+    return inexact(a) * inexact(b)
+
+
+def limited(x, bits):
+    """x. Raises OverflowError if |x| is above 2 ** bits, since mpmath would compute functions even
+    of such numbers, however long it takes."""
+    if x != 0 and not MP.isinf(x) and MP.mag(x) > bits:
+        raise OverflowError("too large")
+    return x
+
+
+def power(a, b):
+    if a == 0 and inexact(b).real < 0:
+        raise ZeroDivisionError
+    if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator == 1:
+        if abs(a) == 1:
+            return a ** int(b % 2)
+        if abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) <= MAX_BITS:
+            return fit(a ** int(b))
+    Work.spend(30)
+    x, y = inexact(a), inexact(b)
+    if isinstance(b, Fraction) and b.denominator % 2 and not x.imag and x.real < 0:
+        return power(-x.real, b) * (-1) ** (b.numerator % 2)  # (-8)^(1/3) is the real root
+    if x != 0 and not MP.isinf(x) and not MP.isinf(y):
+        limited(limited(y, 60) * MP.mag(x), 24)  # about the logarithm of the result
+    return MP.power(x, y)
+
+
+def function(name, args, point):
+    """Value of a function that the parser knows. args: one or two values."""
+    x, y = args[0], args[-1]
+    whole = all(isinstance(a, Fraction) and a.denominator == 1 and abs(a) <= 5000 for a in args)
+    Work.spend(300 if name in ("factorial", "binom") and not whole else 30)
+    if name == "abs":
+        return abs(x)
+    if name == "factorial":
+        if not whole:
+            return MP.gamma(limited(inexact(x), 24) + 1)
+        if x < 0:
+            return MP.inf  # so that n! / (n - 5)! is 0 for n = 3
+        return fit(Fraction(math.factorial(int(x))))
+    if name == "binom":
+        if whole and x >= 0 and y >= 0:
+            return fit(Fraction(math.comb(int(x), int(y))))
+        return MP.binomial(limited(inexact(x), 24), limited(inexact(y), 24))
+    if name in ("floor", "ceil"):
+        if isinstance(x, Fraction):
+            return Fraction(getattr(math, name)(x))
+        return getattr(MP, name)(limited(x, 1000))
+    if name == "root":
+        if y != 2:
+            return power(x, power(y, Fraction(-1)))
+        if isinstance(x, Fraction) and x >= 0:
+            root = Fraction(math.isqrt(x.numerator), math.isqrt(x.denominator))
+            if root * root == x:
+                return root
+        return MP.sqrt(inexact(x))
+    x = inexact(x)
+    if name in ("ln", "log", "log10"):
+        if x == 0:
+            raise ZeroDivisionError
+        in_base_10 = name == "log10" or name == "log" and point.log10
+        return MP.ln(x) / MP.ln(10) if in_base_10 else MP.ln(x)
+    if name == "arccot":
+        return MP.pi / 2 - MP.atan(x)
+    return getattr(MP, name.replace("arc", "a"))(limited(x, 24 if name.endswith("h") else 200))

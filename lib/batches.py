@@ -1,0 +1,100 @@
+"""A step's responses as packed micro-batches: this rank's share, filled by tokens.
+
+B sequences lie end to end in one row of T tokens, without padding (see model.py).
+"""
+from dataclasses import dataclass
+from heapq import heapreplace
+from itertools import accumulate
+from math import ceil
+
+from lib.distributed import device, rank, world_size
+
+import torch
+
+
+@dataclass
+class MicroBatch:
+    """Sequences (prompt and response) that go through the model together, with all that belongs to
+    them. A stage adds what its algorithm needs: rewards, v_star, ref_logps ..."""
+    index: torch.Tensor          # (B,) which of the step's responses
+    input_ids: torch.Tensor      # (T,)
+    cu_seqlens: torch.Tensor     # (B + 1,) int32: where each sequence begins, and T
+    response_mask: torch.Tensor  # (T,) bool: tokens of responses, EOS included
+    sampled_logps: torch.Tensor  # (T,) ln p of each response token when vLLM sampled it, else 0
+
+    def __len__(self):
+        return len(self.index)
+
+    def sum(self, x):
+        """Sum over each sequence: (T,) -> (B,)."""
+        return torch.segment_reduce(x, "sum", lengths=self.cu_seqlens.diff().long())
+
+    def per_token(self, x):
+        """Repeat each sequence's value for its tokens: (B,) -> (T,)."""
+        return x.repeat_interleave(self.cu_seqlens.diff().long())
+
+
+@dataclass
+class Update:
+    """One step of the optimizer: a mini-batch in micro-batches whose gradients add up."""
+    micro_batches: list  # this rank's
+    num_tokens: int      # response tokens of the whole mini-batch, on all ranks
+
+
+def make_updates(rows, responses, mini_batch_size, micro_batch_tokens):
+    """Split a step into Updates of mini_batch_size responses, in their order.
+
+    rows: the prompts, with "tokens"; responses: rollout.Response of each.
+    """
+    prompts, tokens = [row["tokens"] for row in rows], [r.tokens for r in responses]
+    logps = [r.logps for r in responses]
+    lengths = [len(p) + len(t) for p, t in zip(prompts, tokens, strict=True)]
+    updates = []
+    for i in range(0, len(rows), mini_batch_size):
+        mini_batch = range(i, i + mini_batch_size)
+        groups = pack_by_tokens(mini_batch, lengths, micro_batch_tokens, world_size)
+        updates.append(Update([pack(group[rank], prompts, tokens, logps) for group in groups],
+                              sum(len(tokens[k]) for k in mini_batch)))
+    return updates
+
+
+def pack(index, prompts, responses, logps=None):
+    """MicroBatch of the sequences `index`. prompts, responses: token ids of the whole step; logps:
+    of the response tokens.
+
+    The mask comes from lengths, not from token values: in Qwen2.5 the EOS token is also the PAD.
+    """
+    parts = [(prompts[i], responses[i], logps[i] if logps else [0.0] * len(responses[i]))
+             for i in index]
+    return MicroBatch(
+        torch.tensor(index),
+        torch.tensor([t for p, r, _ in parts for t in p + r], device=device),
+        torch.tensor([0, *accumulate(len(p) + len(r) for p, r, _ in parts)], dtype=torch.int32,
+                     device=device),
+        torch.tensor([b for p, r, _ in parts for b in [False] * len(p) + [True] * len(r)],
+                     device=device),
+        torch.tensor([x for p, _, logp in parts for x in [0.0] * len(p) + logp], device=device))
+
+
+def pack_by_tokens(index, lengths, limit, ranks=1):
+    """Split the sequences `index` into micro-batches of at most `limit` tokens (or one sequence).
+
+    Returns [k][rank] -> list of sequences: that rank's micro-batch k. All ranks get equally many,
+    because FSDP gathers each layer on all ranks at once; for the same reason the slowest rank sets
+    the pace, so micro-batches are filled evenly: the longest sequence first, each into the one with
+    the fewest tokens so far (LPT; Graham 1969), and those that run at the same time are neighbours
+    in size. lengths: tokens of every sequence of the step. len(index) must be a multiple of ranks;
+    then no micro-batch is empty.
+    """
+    number = ranks * max(1, ceil(sum(lengths[i] for i in index) / (limit * ranks)))
+    while True:
+        # A heap of (tokens, k, sequences).
+        filled = [(0, k, []) for k in range(min(number, len(index)))]
+        for i in sorted(index, key=lambda i: -lengths[i]):
+            tokens, k, group = filled[0]
+            group.append(i)
+            heapreplace(filled, (tokens + lengths[i], k, group))
+        if all(tokens <= limit or len(group) == 1 for tokens, _, group in filled):
+            groups = [group for _, _, group in sorted(filled, reverse=True)]
+            return [groups[k:k + ranks] for k in range(0, len(groups), ranks)]
+        number += ranks

@@ -1,0 +1,84 @@
+"""Prompts, the order in which training visits them, and the seeds of their samples."""
+import hashlib
+import json
+import os
+
+from lib.cli import check
+from lib.files import read_jsonl
+
+import numpy as np
+
+
+def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, context, tasks):
+    """Rows of data/<task>/<split>.jsonl, each with "tokens", its prompt's token ids (list of int).
+
+    A prompt longer than max_prompt_tokens (0: no limit), or than the model's `context` tokens, is
+    an error, or left out with a message if drop_long_prompts. tasks: those that have a reward.
+    Raises FileNotFoundError or ValueError with one line.
+    """
+    path = os.path.join("data", task, f"{split}.jsonl")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file; make it with: "
+                                f"python prepare.py --task={task}")
+    rows = read_jsonl(path, ("id", "task", "prompt", "answer"))
+    ids = set()
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, line {number}"
+        check(row["id"] not in ids, f"{where}: id {row['id']!r} was used before")
+        ids.add(row["id"])
+        check(row["task"] in tasks, f"{where}: task {row['task']!r} has no reward; reward.py's "
+              f"REWARDS has {', '.join(tasks)}")
+        check(isinstance(row["prompt"], str) and isinstance(row["answer"], str),
+              f"{where}: prompt and answer must be strings")
+        check(row["prompt"], f"{where}: the prompt is empty")
+    limit = min(max_prompt_tokens or context, context)
+    encoded = tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+    for row, tokens in zip(rows, encoded, strict=True):
+        row["tokens"] = tokens
+    long = [i for i, row in enumerate(rows) if len(row["tokens"]) > limit]
+    if long and not drop_long_prompts:
+        raise ValueError(
+            f"{path}, line {long[0] + 1}: the prompt has {len(rows[long[0]]['tokens'])} tokens, "
+            f"the limit is {limit} ({len(long)} of {len(rows)} are longer); raise "
+            f"--max_prompt_tokens (the model's context leaves {context}), or set "
+            "--drop_long_prompts=True")
+    if long:
+        print(f"{path}: {len(long)} of {len(rows)} prompts have more than {limit} tokens and are "
+              "left out")
+        rows = [row for row in rows if len(row["tokens"]) <= limit]
+        check(rows, f"{path}: no prompt has at most {limit} tokens; raise --max_prompt_tokens")
+    return rows
+
+
+def subset(rows, number, seed):
+    """So many rows (0: all), chosen by a hash of their ids, in their order.
+
+    Not the first ones, which may all be of one kind; a smaller subset is part of a larger one.
+    """
+    by_hash = sorted(rows, key=lambda row: sampling_seed(seed, "subset", row["id"]))
+    chosen = {row["id"] for row in by_hash[:number or None]}
+    return [row for row in rows if row["id"] in chosen]
+
+
+def batch_at(step, num_prompts, batch_size, seed):
+    """Indices of a step's prompts, (batch_size,). Every epoch visits the prompts in a new order,
+    which depends on seed and epoch alone, so a resumed run needs no saved state for it."""
+    epoch, k = divmod(step, num_prompts // batch_size)
+    order = np.random.default_rng([seed, epoch]).permutation(num_prompts)
+    return order[k * batch_size:(k + 1) * batch_size].tolist()
+
+
+def sampling_seed(*key):
+    """A 63-bit seed that depends on (seed, step, prompt, sample ...) alone.
+
+    Any part of a run can so be repeated. A hash, because vLLM would give neighbouring seeds of
+    several samples to the same random numbers.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def fingerprint_prompts(rows):
+    """SHA-256 over what stage 1 saw of each prompt: its id, task, tokens and answer."""
+    seen = [[row["id"], row["task"], row["tokens"], row["answer"]] for row in rows]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()

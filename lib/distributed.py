@@ -1,0 +1,219 @@
+"""One job in one or many processes: process group, collectives, requests to stop, how it ends.
+
+    torchrun --nproc_per_node=8 train_apo.py          # one process per GPU
+    python train_apo.py                               # one process
+
+torchrun's agent notices when a rank ends with an error, ends the other ranks (SIGTERM, and SIGKILL
+after 30 seconds, its --shutdown-timeout) and reports the first failure. The timeout of the process
+group ends ranks that wait for one that hangs. Added here: one line instead of a traceback for what
+can be foreseen, a stop flag on which all ranks agree, and, for what torchrun can't see, a signal
+from the operating system and a timer of Python's (both in `run_stage`).
+"""
+import errno
+import faulthandler
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
+
+# torchrun sets these. Without it the job is one process; vLLM reads them too.
+for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1),
+                    ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", 0)):
+    os.environ.setdefault(name, str(value))
+rank, local_rank, world_size, local_world_size = (
+    int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+cuda = torch.cuda.is_available()
+device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+class State:
+    """Of this process."""
+    phase = "set-up"      # what it is doing, for messages
+    timeout = 3600.0      # seconds
+    stop_signal = 0       # the first SIGTERM or SIGINT that it got
+    stop_time = 0.0       # when, in seconds of time.monotonic()
+    defer_signals = False  # the first signal sets stop_signal, instead of interrupting
+
+
+# ---- collectives ---------------------------------------------------------------------------------
+
+def all_gather(value):
+    """[rank 0's value, rank 1's, ...] on every rank. Any small Python object."""
+    restart_timer()
+    if world_size == 1:
+        return [value]
+    values = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def all_reduce_sum(x):
+    """Sum of a tensor over all ranks, in place."""
+    if world_size > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def barrier():
+    """Every rank waits here for all others."""
+    all_gather(None)
+
+
+def stop_requested():
+    """Whether any rank got SIGTERM or Ctrl-C: the same answer on all ranks. A collective.
+
+    From the first call on, a first signal doesn't interrupt the process: it waits for the next
+    call, so that a training step can end and be saved. A second Ctrl-C interrupts.
+    """
+    State.defer_signals = True
+    return any(all_gather(State.stop_signal))
+
+
+def on_signal(number, _):
+    # A cluster and torchrun may both send SIGTERM for the same reason, at nearly the same time.
+    repeated = number == signal.SIGTERM and time.monotonic() - State.stop_time < 1
+    deferred = State.defer_signals and (not State.stop_signal or repeated)
+    State.stop_signal, State.stop_time = number, time.monotonic()
+    if not deferred:
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+
+
+# ---- start and end -------------------------------------------------------------------------------
+
+def set_phase(name):
+    """Name what this process does from here on. Messages about errors contain it."""
+    State.phase = name
+    restart_timer()
+
+
+def restart_timer():
+    """The process makes progress. If this isn't called for the timeout (and the 20 seconds in which
+    the process group's own timeout may explain more), Python prints where each thread is and ends
+    the process: this finds an endless loop in a single process or inside vLLM, too."""
+    faulthandler.dump_traceback_later(State.timeout + 20, exit=True, file=sys.__stderr__)
+
+
+def init_process_group(timeout_minutes=60.0):
+    """Join the process group. Of several ranks, only rank 0 keeps its standard output."""
+    if cuda:
+        torch.cuda.set_device(device)
+    store = dist.HashStore() if world_size == 1 else None  # None: the one of torchrun's agent
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank,
+                            world_size=world_size, timeout=timedelta(minutes=timeout_minutes))
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")
+
+
+def run_stage(main, *args, timeout_minutes):
+    """Call main(*args) in every process of the job, then end the process: a stage's last line.
+
+    timeout_minutes: how long a rank may wait for the others, or stay in one phase.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _prctl_pr_set_pdeathsig(signal.SIGTERM)  # Linux sends it when torchrun is killed
+    State.timeout = 60 * timeout_minutes
+    status = 1
+    try:
+        init_process_group(timeout_minutes)
+        rank_main(main, *args)
+        status = 0
+    except KeyboardInterrupt as stop:
+        status = 128 + State.stop_signal
+        if rank == 0:
+            print(stop, file=sys.stderr)
+    except SystemExit as end:
+        status = exit_status(end)
+    except Exception:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Not through the interpreter's end, which waits for gloo's and NCCL's threads and may abort.
+    os._exit(status)
+
+
+@record  # for a traceback in torchrun's report
+def rank_main(main, *args):
+    try:
+        main(*args)
+        barrier()  # no rank ends while another one may need it
+    except Exception as error:
+        if "by peer" in str(error):  # gloo lost its connection: another rank has failed
+            let_torchrun_end_this_rank()
+        line = foreseen(error)
+        if not line:
+            raise
+        print(line, file=sys.stderr)
+        sys.exit(1)
+
+
+def let_torchrun_end_this_rank():
+    """Wait so that torchrun finds the rank that failed first, reports it, and ends this one."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(4)
+
+
+def exit_status(end):
+    """The status of a SystemExit; its message, if it has one, is printed."""
+    if not isinstance(end.code, str):
+        return end.code or 0
+    if local_rank > 0:  # what is wrong with a setting or a file, the first rank has found, too
+        let_torchrun_end_this_rank()
+    print(end.code, file=sys.stderr, flush=True)
+    return 1
+
+
+def exit_with_error(message):
+    """Exit with one line and status 1, for what is wrong with the command line."""
+    sys.exit(exit_status(SystemExit(f"error: {message}")))
+
+
+def foreseen(error):
+    """One line about memory or disk space that ran out; None for any other error."""
+    text = " ".join(str(error).split())
+    where = f"error: {f'rank {rank}, ' if world_size > 1 else ''}{State.phase}"
+    requested = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or requested:
+        on_gpu = cuda and "CPU" not in text
+        free = f"; {torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB are free" if on_gpu else ""
+        return (f"{where}: out of {'GPU' if on_gpu else 'host'} memory"
+                f"{f', {requested[1]} more were requested' if requested else ''}{free}. {advice()}")
+    # safetensors and torch.save raise errors of their own, whose context is the system's error.
+    numbers = {getattr(e, "errno", None) for e in (error, error.__context__)}
+    if numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text:
+        file = getattr(error, "filename", None) or "a file"
+        return (f"{where}: no space left on the disk for {file}. All earlier files are intact: "
+                "make room and run the same command again to continue")
+
+
+def advice():
+    """Which constant to change when memory runs out in the present phase."""
+    if State.phase.endswith((", reference", ", train")):
+        return ("Lower --micro_batch_tokens, or set --checkpoint_activations=True, then "
+                "--offload_optimizer=True")
+    if any(word in State.phase for word in ("engine", "generate", "sync", "evaluat", "sampling")):
+        return "Lower --gpu_memory_utilization, or share an engine among GPUs with --tp=2"
+    if State.phase.startswith("KL"):
+        return "Lower --micro_batch_tokens"
+    return "Use more GPUs, or --offload_optimizer=True and --offload_reference=True"
+
+
+@contextmanager
+def all_host_threads(enabled):
+    """Let torch use all of this rank's cores, for an optimizer in host memory: torchrun and vLLM
+    leave a process one thread."""
+    before = torch.get_num_threads()
+    if enabled and cuda:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,97 @@
+"""Files that appear under their name complete, or not at all, whenever the process is killed."""
+import json
+import os
+import shutil
+import time
+from contextlib import contextmanager
+
+from lib.cli import check
+from lib.distributed import barrier, rank
+
+
+def read_jsonl(path, keys):
+    """The objects of a .jsonl file. Raises ValueError, naming file and line, if one lacks a key."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    rows = []
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                raise ValueError(f"{path}, line {number}: not valid JSON: {e}") from None
+            for key in keys:
+                check(isinstance(row, dict) and key in row,
+                      f"{path}, line {number}: no {key!r} in it")
+            rows.append(row)
+    check(rows, f"{path}: empty")
+    return rows
+
+
+def write_jsonl(path, rows):
+    """Write one JSON object per line, atomically."""
+    with atomic_file(path) as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def atomic_file(path, mode="w"):
+    """Open a temporary file for writing; it takes the name `path` when the block ends well."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, mode) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        sync_directory(os.path.dirname(path))
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+@contextmanager
+def atomic_dir(path):
+    """Yield a temporary folder that takes the name `path`, replacing it, when the block ends well.
+
+    All ranks call it together and may write into the folder; they go on when it has its name.
+    """
+    temporary, old = f"{path}.tmp", f"{path}.old"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        os.makedirs(temporary)
+    barrier()
+    deadline = time.time() + 60  # another machine may see the folder late on a network file system
+    while not os.path.isdir(temporary):
+        check(time.time() < deadline, f"{temporary} is not visible to rank {rank}: it must be on a "
+              "file system that all machines share")
+        time.sleep(1)
+    try:
+        yield temporary
+        barrier()
+        if rank == 0:
+            for name in os.listdir(temporary):
+                with open(os.path.join(temporary, name), "rb") as f:
+                    os.fsync(f.fileno())
+            sync_directory(temporary)
+            if os.path.isdir(path):
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(path, old)
+            os.rename(temporary, path)
+            sync_directory(os.path.dirname(path))
+        barrier()
+    finally:
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if os.path.isdir(path):
+                shutil.rmtree(old, ignore_errors=True)
+            elif os.path.isdir(old):  # the second of the two renames failed
+                os.rename(old, path)
+
+
+def sync_directory(path):
+    """Bring a folder's entries to the disk: without this a rename may be lost with the power."""
+    directory = os.open(path or ".", os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)

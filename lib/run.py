@@ -1,0 +1,272 @@
+"""What surrounds a training loop: continue, measure, log, evaluate, save, stop.
+
+    run = Run(folder, constants, MAY_DIFFER)             # finds the checkpoint to continue from
+    run.start(engine, policy, optimizer, evaluate)       # loads it
+    for step in run.steps():
+        with run.phase("train"):                         # its seconds go to the metrics
+            ...
+            run.measure(micro, loss, logps, entropy)     # for every micro-batch
+            run.check_update(update, grad_norm)          # before the weights are touched
+        run.log(responses, graded, lr=...)               # this step's line of metrics.jsonl
+    run.finish(tokenizer)                                # writes the model, or says how to continue
+"""
+import json
+import math
+import os
+import sys
+import time
+from contextlib import contextmanager
+
+from lib import checkpoint
+from lib.cli import one_line_errors
+from lib.distributed import (
+    all_gather,
+    all_reduce_sum,
+    cuda,
+    device,
+    rank,
+    set_phase,
+    stop_requested,
+)
+from lib.files import atomic_dir, read_jsonl, write_jsonl
+from lib.memory import peak_memory
+
+import torch
+
+HEADER = ("step  reward  acc(greedy/sampled)      kl    loss   gnorm  length  trunc  |dlogp|  tok/s"
+          "   seconds: gen  ref train sync")
+
+
+class Run:
+    """One training run in the folder `folder`. All ranks have one and call its methods together."""
+
+    def __init__(self, folder, constants, may_differ):
+        """constants: {name: value} of the script's, and whatever else must be the same for a run to
+        continue; may_differ: the names for which it needn't. Raises ValueError with one line if the
+        run in the folder can't be continued with these."""
+        self.folder, self.constants = folder, constants
+        self.metrics_path = os.path.join(folder, "metrics.jsonl")
+        self.checkpoint, self.step, self.history = None, 0, []
+        if constants["resume"]:
+            self.checkpoint, self.step = checkpoint.find_checkpoint(folder, constants, may_differ)
+        if self.checkpoint:
+            rows = read_jsonl(self.metrics_path, ("step",))
+            self.history = [m for m in rows if m["step"] < self.step]
+        self.saved_step = self.step
+        self.warned_step = -10      # when something was last warned about
+        self.first_logp_diff = None  # of this process: the sampler's rounding
+
+    def is_finished(self):
+        """Whether <folder>/model is the result of all steps already."""
+        try:
+            with open(os.path.join(self.folder, "model", "training.json")) as f:
+                steps = json.load(f)["steps"]
+        except FileNotFoundError:
+            return False
+        return self.checkpoint is not None and steps == self.step >= self.constants["max_steps"]
+
+    def start(self, engine, policy, optimizer, evaluate):
+        """Load the checkpoint, if there is one, and bring the weights to the engine.
+
+        evaluate(): measures the engine's policy; {"accuracy": ..., "accuracy_sampled": ...}, or {}
+        if the run is to stop.
+        """
+        self.engine, self.policy, self.optimizer = engine, policy, optimizer
+        self.evaluate = evaluate
+        with one_line_errors():
+            checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
+            if self.checkpoint:
+                set_phase("loading the checkpoint")
+                checkpoint.load_checkpoint(self.checkpoint, policy, optimizer)
+                print(f"continuing from {self.checkpoint}")
+        engine.sync(policy.gather_weights(self.compute_dtype))
+        self.before_training = {}
+        if not self.checkpoint:
+            set_phase("evaluation")
+            accuracy = evaluate()
+            self.before_training = {k.replace("accuracy", "accuracy_start"): v
+                                    for k, v in accuracy.items()}
+            if accuracy:
+                print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(
+                    *accuracy.values()))
+        elif self.evaluation_is_due() and "accuracy" not in self.history[-1]:
+            self.history[-1].update(evaluate())  # the run was stopped during this evaluation
+            self.write_metrics()
+        print(HEADER, flush=True)
+
+    @property
+    def compute_dtype(self):
+        return getattr(torch, self.constants["dtype"])
+
+    def evaluation_is_due(self):
+        return (self.step % self.constants["eval_every"] == 0
+                or self.step == self.constants["max_steps"])
+
+    # ---- in the loop -----------------------------------------------------------------------------
+
+    def steps(self):
+        """Yield the steps that are left; after each, evaluate, print and save. Ends early if the
+        job is asked to stop."""
+        max_steps, save_every = self.constants["max_steps"], self.constants["save_every"]
+        while self.step < max_steps and not stop_requested():
+            self.seconds, self.updates, self.logp_diffs = {}, [], []
+            self.sums = torch.zeros(3, device=device)  # of loss, KL and entropy in this update
+            self.begin = time.perf_counter()
+            yield self.step
+            self.step += 1
+            self.write_metrics()
+            if self.evaluation_is_due():
+                set_phase("evaluation")
+                self.history[-1].update(self.evaluate())
+                self.write_metrics()
+            print(table_line(self.history[-1]), flush=True)
+            if self.step >= self.warned_step + 10:
+                for warning in warnings_about(self.history, self.constants["max_response_tokens"]):
+                    print(f"      warning: {warning}", flush=True)
+                    self.warned_step = self.step
+            if save_every and (self.step % save_every == 0 or self.step == max_steps):
+                self.save()
+
+    @contextmanager
+    def phase(self, name):
+        """Measure the seconds of a phase. A GPU's work is queued: wait for it at both ends."""
+        set_phase(f"step {self.step}, {name}")
+        if cuda:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        yield
+        if cuda:
+            torch.cuda.synchronize()
+        self.seconds[f"seconds_{name}"] = time.perf_counter() - begin
+
+    def measure(self, micro, loss, logps, entropy):
+        """Add a micro-batch to its update's metrics. loss: its share of the update's loss;
+        logps, entropy (T,): the policy's.
+
+        The KL comes from the sampler's log-probabilities: they are of the policy that made the
+        samples, so the mean of ln(pi/pi_ref) estimates a KL divergence. The trainer's are, from the
+        step's second update on, of a policy that has changed since.
+        """
+        mask = micro.response_mask
+        kl = (micro.sampled_logps - micro.ref_logps)[mask].sum()
+        self.sums += torch.stack((loss.detach(), kl, entropy.detach().sum()))
+        if not self.updates:  # until the first update the trainer has the weights of the sampler
+            self.logp_diffs.append((logps.detach() - micro.sampled_logps)[mask].abs())
+
+    def check_update(self, update, grad_norm):
+        """End an update's metrics. Exits, on all ranks, if it must not reach the weights: loss or
+        gradient are not finite, or the responses were sampled from other weights."""
+        if not self.updates:
+            diff = torch.cat(self.logp_diffs)
+            self.diff_mean = all_reduce_sum(diff.sum()).item() / update.num_tokens
+            self.diff_max = max(all_gather(diff.max().item()))
+            if self.first_logp_diff is None:
+                self.first_logp_diff = self.diff_mean
+            check_sampler(self.step, self.diff_mean, self.diff_max, self.first_logp_diff,
+                          self.constants["dtype"], self.constants["logp_tolerance"])
+        loss, kl, entropy = all_reduce_sum(self.sums).tolist()
+        self.sums.zero_()
+        check_finite(self.step, loss, grad_norm)
+        self.updates.append((loss, kl, entropy, grad_norm))
+
+    def log(self, responses, graded, **more):
+        """This step's metrics: over all ranks, updates and micro-batches. more: the stage's own."""
+        tokens, n = sum(len(r.tokens) for r in responses), len(responses)
+        loss, kl, entropy, grad_norm = (sum(column) for column in zip(*self.updates, strict=True))
+        self.history.append({
+            "step": self.step, "reward": torch.tensor(graded.rewards).mean().item(),
+            "loss": loss / len(self.updates), "kl": kl / tokens, "entropy": entropy / tokens,
+            "grad_norm": grad_norm / len(self.updates), "response_length": tokens / n,
+            "truncated": sum(r.truncated for r in responses) / n, **more,
+            "logp_diff_max": self.diff_max, "logp_diff_mean": self.diff_mean,
+            "grade_inexact": sum(graded.inexact) / n, "grade_timed_out": sum(graded.timed_out) / n,
+            "tokens": tokens, **self.seconds, "seconds_step": time.perf_counter() - self.begin,
+            "memory_gb": max(all_gather((peak_memory() - self.engine.memory) / 1e9)),
+            **self.before_training})
+        self.before_training = {}
+
+    # ---- files -----------------------------------------------------------------------------------
+
+    def write_metrics(self):
+        if rank == 0:
+            write_jsonl(self.metrics_path, self.history)
+
+    def save(self):
+        set_phase("saving a checkpoint")
+        with one_line_errors():
+            checkpoint.save_checkpoint(self.folder, self.step, self.policy, self.optimizer,
+                                       self.constants, self.constants["keep_checkpoints"])
+        self.saved_step = self.step
+
+    def finish(self, tokenizer):
+        """Write <folder>/model in Hugging Face format. If the run was asked to stop, write a
+        checkpoint instead, and raise KeyboardInterrupt, which says how to continue."""
+        if self.step < self.constants["max_steps"]:
+            if self.step > self.saved_step:
+                self.save()
+            saved = ", which are saved" if self.step else ""
+            raise KeyboardInterrupt(f"stopped after {self.step} steps{saved}: run the same command "
+                                    "again to continue")
+        set_phase("writing the model")
+        with atomic_dir(os.path.join(self.folder, "model")) as temporary:
+            self.policy.save_pretrained(temporary, self.compute_dtype)
+            if rank == 0:
+                tokenizer.save_pretrained(temporary)
+                with open(os.path.join(temporary, "training.json"), "w") as f:
+                    json.dump({"steps": self.step, "constants": self.constants}, f, indent=2)
+        print(f"wrote {self.metrics_path} and {self.folder}/model; at most "
+              f"{self.history[-1]['memory_gb']:.1f} GB per process beside its engine")
+
+
+# ---- checks and messages -------------------------------------------------------------------------
+
+def check_sampler(step, mean, largest, first_mean, dtype, tolerance):
+    """Exit unless vLLM's and the trainer's log-probabilities of the samples agree.
+
+    How far rounding alone takes them apart depends on dtype and model (means on arithmetic: 3e-7 in
+    float32, 8e-4 in bfloat16). So besides a fixed limit the run's first step is the measure: later
+    ones stay within three times its mean difference.
+    """
+    fixed = 0.1 if dtype == "bfloat16" else 1e-2 if cuda else 1e-4
+    limit = tolerance or min(fixed, 3 * first_mean + 1e-4)
+    if not mean <= limit:  # also for NaN
+        sys.exit(f"error: step {step}: vLLM's log-probabilities differ from the trainer's by "
+                 f"{mean:.2g} per token on average (at most {largest:.2g}; allowed on average "
+                 f"{limit:.2g}): the samples come from other weights than those in training. The "
+                 "weights were not updated. If logp_diff_mean in metrics.jsonl grew slowly, it is "
+                 "rounding: raise --logp_tolerance")
+
+
+def check_finite(step, loss, grad_norm):
+    """Exit before the update if loss or gradient norm is infinite or not a number."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        sys.exit(f"error: step {step}: the loss is {loss}, the gradient norm {grad_norm}. The "
+                 "weights were not updated. Start anew in another --out with a lower --lr, or try "
+                 "--dtype=float32")
+
+
+def warnings_about(history, max_response_tokens):
+    """What a user should know about the last step's metrics: a list of lines."""
+    now, lines = history[-1], []
+    best = max(history, key=lambda m: m["reward"])
+    if best["reward"] >= 0.1 and now["reward"] < 0.2 * best["reward"]:
+        lines.append(f"the policy has collapsed: reward {now['reward']:.3f}, after "
+                     f"{best['reward']:.3f} in step {best['step']}. It will not recover: stop, and "
+                     "start anew with a lower --lr")
+    if now["truncated"] > 0.5:
+        lines.append(f"{now['truncated']:.0%} of the responses were truncated at "
+                     f"{max_response_tokens} tokens, most of them before their answer: raise "
+                     "--max_response_tokens (from stage 1 on), or lower --lr if it began during "
+                     "training")
+    return lines
+
+
+def table_line(m):
+    """One step's metrics for the screen, under HEADER."""
+    accuracy = f"{m['accuracy']:.3f} / {m['accuracy_sampled']:.3f}" if "accuracy" in m else ""
+    kl = round(m["kl"], 5) + 0  # + 0: no minus before a zero
+    return (f"{m['step']:4d}  {m['reward']:6.3f}  {accuracy:^19}  {kl:8.5f}  {m['loss']:6.4f}  "
+            f"{m['grad_norm']:6.3f}  {m['response_length']:6.1f}  {m['truncated']:5.0%}  "
+            f"{m['logp_diff_max']:.1e}  {m['tokens'] / m['seconds_step']:5.0f}  "
+            f"{m['seconds_generate']:13.2f} {m['seconds_reference']:4.2f} "
+            f"{m['seconds_train']:5.2f} {m['seconds_sync']:4.2f}")
