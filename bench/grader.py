@@ -1,6 +1,7 @@
-r"""How fast and how right reward.py is, beside Math-Verify and beside sympy in the place of step 4, in one process of one run.
+r"""How right and how fast is reward.py, compared with Math-Verify, and with sympy in the place of
+step 4 of lib/answers.py? In one process and one run, on the pairs of tests/pairs.py.
 
-    python bench/grader.py [data folder]        # about five minutes; the pairs are those of tests/pairs.py
+    python bench/grader.py [data folder]    # about five minutes
 """
 import logging
 import os
@@ -16,8 +17,10 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
 logging.disable(logging.WARNING)  # Math-Verify's, about timeouts
 
-import pairs  # noqa: E402
 import reward  # noqa: E402
+from lib import answers  # noqa: E402
+
+import pairs  # noqa: E402
 
 
 def timed(function, *args):
@@ -28,7 +31,7 @@ def timed(function, *args):
 
 
 def as_sympy(x):
-    """A scalar tree as a sympy expression. Raises ValueError on what the comparison doesn't need."""
+    """A scalar tree (lib/answers.py) as a sympy expression."""
     import sympy
     if isinstance(x, Fraction):
         return sympy.Rational(x.numerator, x.denominator)
@@ -39,17 +42,19 @@ def as_sympy(x):
         args = list(map(as_sympy, x[2:]))
         if x[1] == "root":
             return args[0] ** (1 / args[1])
-        names = {"ln": "log", "log": "log", "floor": "floor", "ceil": "ceiling", "binom": "binomial", "abs": "Abs",
-                 "factorial": "factorial"}
+        names = {"ln": "log", "log": "log", "floor": "floor", "ceil": "ceiling",
+                 "binom": "binomial", "abs": "Abs", "factorial": "factorial"}
         return getattr(sympy, names.get(x[1], x[1].replace("arc", "a")))(*args)
     if x[0] == "app":
         return sympy.Symbol(f"{x[1]}({x[2]})", positive=True)
     if x[0] == "unit":
-        return as_sympy(x[2]) * (sympy.pi / 180 if x[1] == "degree" else sympy.Rational(1, 100) if x[1] == "percent" else 1)
+        factors = {("percent1",): sympy.Rational(1, 100), ("degree1",): sympy.pi / 180}
+        return as_sympy(x[2]) * factors.get(x[1], 1)
     a, *rest = map(as_sympy, x[1:])
     if x[0] == "^":
         return a ** rest[0]
-    return {"+": sympy.Add, "*": sympy.Mul, "/": lambda a, b: a / b, "neg": lambda a: -a}[x[0]](a, *rest)
+    operations = {"+": sympy.Add, "*": sympy.Mul, "/": lambda a, b: a / b, "neg": lambda a: -a}
+    return operations[x[0]](a, *rest)
 
 
 def by_sympy(prediction, answer):
@@ -58,6 +63,7 @@ def by_sympy(prediction, answer):
 
     def stop(*_):
         raise TimeoutError
+
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(5)
     try:
@@ -69,57 +75,71 @@ def by_sympy(prediction, answer):
 
 
 def by_digits(prediction, answer):
-    reward.Work.left = reward.budget
-    return reward.same(prediction, answer)
+    answers.Work.left = answers.budget
+    return answers.same(prediction, answer)
 
 
-def summary(results, verdicts):
-    """Share right, wrong ones taken, and milliseconds."""
+def summary(results, expected):
+    """Share of right verdicts, number of wrong answers taken for right, and milliseconds.
+
+    results: [(verdict, milliseconds)]; expected: [bool].
+    """
     times = [ms for _, ms in results]
-    right = sum(bool(verdict) == equal for (verdict, _), equal in zip(results, verdicts)) / len(results)
-    taken = sum(bool(verdict) > equal for (verdict, _), equal in zip(results, verdicts))
-    return f"{right:>10.3%}{taken:>13}{statistics.median(times):>11.3f}{statistics.mean(times):>10.3f}{max(times):>10.1f}"
+    verdicts = [bool(verdict) for verdict, _ in results]
+    right = statistics.mean(v == e for v, e in zip(verdicts, expected, strict=True))
+    taken = sum(v > e for v, e in zip(verdicts, expected, strict=True))
+    return (f"{right:>10.3%}{taken:>13}{statistics.median(times):>11.3f}"
+            f"{statistics.mean(times):>10.3f}{max(times):>10.1f}")
 
 
-HEADER = f"{'':<14}{'right':>10}{'wrong taken':>13}{'median ms':>11}{'mean ms':>10}{'max ms':>10}"
+HEADER = f"{'':14}{'right':>10}{'wrong taken':>13}{'median ms':>11}{'mean ms':>10}{'max ms':>10}"
 
 
-def main():
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO.parent / "shared" / "data"
-    built = pairs.pairs(folder)
-    verdicts = [equal for *_, equal in built]
+def compare_with_math_verify(built):
+    """Print both. Returns the pairs in which numbers were compared by their digits."""
     pairs.math_verify("1", "1")  # its imports
     ours, theirs, inexact = [], [], []
     for _, prediction, answer, equal in built:
-        reward.Work.inexact = 0
+        answers.Work.inexact = 0
         ours.append(timed(reward.is_equivalent, prediction, answer))
-        if reward.Work.inexact:
+        if answers.Work.inexact:
             inexact.append((prediction, answer, equal))
         theirs.append(timed(pairs.math_verify, prediction, answer))
+    expected = [equal for *_, equal in built]
     print(f"{len(built):,} pairs of final answers\n{HEADER}")
-    print(f"{'reward.py':<14}{summary(ours, verdicts)}\n{'Math-Verify':<14}{summary(theirs, verdicts)}")
+    print(f"{'reward.py':<14}{summary(ours, expected)}")
+    print(f"{'Math-Verify':<14}{summary(theirs, expected)}")
     ratio = statistics.mean(ms for _, ms in theirs) / statistics.mean(ms for _, ms in ours)
     print(f"on average reward.py is {ratio:.0f} times faster")
+    return inexact
 
+
+def compare_with_sympy(inexact):
     scalars = []
     for prediction, answer, equal in inexact:
-        x, y = reward.parse(reward.clean(prediction)), reward.parse(reward.clean(answer))
-        if reward.kind(x) == reward.kind(y) == "scalar":
+        x, y = (answers.parse(answers.clean(text)) for text in (prediction, answer))
+        if answers.kind(x) == answers.kind(y) == "scalar":
             scalars.append((x, y, equal))
-    print(f"\n{len(inexact):,} of them needed digits; {len(scalars):,} of these are one number or formula each. There:")
-    print(HEADER)
-    by_sympy(Fraction(1), Fraction(2))
+    print(f"\n{len(inexact):,} of them needed digits; {len(scalars):,} of these are one number or "
+          f"formula each. There:\n{HEADER}")
+    by_sympy(Fraction(1), Fraction(2))  # its imports
     for label, judge in (("digits", by_digits), ("sympy", by_sympy)):
         results = [timed(judge, x, y) for x, y, _ in scalars]
         print(f"{label:<14}{summary(results, [equal for *_, equal in scalars])}")
 
+
+def grade_a_batch(built):
     some = built[::len(built) // 5000][:5000]
     rows = [{"task": "math", "answer": answer} for _, _, answer, _ in some]
     texts = [f"{'so ' * 500}\\boxed{{{prediction}}}" for _, prediction, _, _ in some]
-    reward.grade(rows[:100], texts[:100], [True] * 100)
-    graded, ms = timed(reward.grade, rows, texts, [True] * 5000)
-    print(f"\n5,000 responses in a batch: {ms / 1000:.2f} s in {min(16, os.cpu_count())} processes; "
+    reward.grade(rows[:100], texts[:100], [False] * 100)  # starts the processes
+    graded, ms = timed(reward.grade, rows, texts, [False] * 5000)
+    processes = min(16, os.cpu_count())
+    print(f"\n5,000 responses in a batch: {ms / 1000:.2f} s in {processes} processes; "
           f"{sum(graded.inexact) / 50:.1f}% needed digits, {sum(graded.timed_out)} ran out of time")
+
+
+def find_worst_hostile_input():
     from test_reward import HOSTILE
     worst = max((timed(reward.is_equivalent, text, other)[1], text[:30]) for text in HOSTILE
                 for other in ("1", text + "1", "\\frac12 " + text[:9000]))
@@ -127,4 +147,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    folder = Path(sys.argv[1]) if sys.argv[1:] else REPO.parent / "shared" / "data"
+    built = pairs.pairs(folder)
+    compare_with_sympy(compare_with_math_verify(built))
+    grade_a_batch(built)
+    find_worst_hostile_input()

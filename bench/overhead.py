@@ -1,80 +1,76 @@
 """What checkpoints and safety checks cost, as shares of a training step.
 
-    python bench/overhead.py                       # the arithmetic task on two processes
-    python bench/overhead.py --processes=8 config/gsm8k_qwen2.5_1.5b.py      # after its stage 1, on eight GPUs
+    torchrun --nproc_per_node=2 bench/overhead.py                     # arithmetic, after stage 1
+    torchrun --nproc_per_node=8 bench/overhead.py config/gsm8k.py     # on eight GPUs
 
-Runs train_apo.py as it is, with a stopwatch around each part, and prints the shares that rank 0 saw. Constants are passed on.
-  a checkpoint     checkpoint.save, once, against one step
-  stop requests    job.stopping, after generation and after the step, as it waits for the slowest rank
-  beats            the watcher's thread, in seconds of processor time
-  checks           check_sampler and check_finite, once their numbers are there; comparing probes is part of sync
+Runs train_apo.py as it is, with a stopwatch around each of these functions, and prints the seconds
+that rank 0 spent in them. Constants are passed on.
+
+    save_checkpoint     once, against one step
+    stop_requested      after generation and between steps; waits for the slowest rank
+    restart_timer       the timer of Python's that ends a process without progress
+    check_sampler       once its numbers are there; comparing probes is part of the sync
+    check_finite        once its numbers are there
 """
 import os
-import subprocess
+import statistics
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import evaluate
+import lib.checkpoint
+import lib.distributed
+import lib.run
+import train_apo
+from lib.cli import configure
+from lib.files import read_jsonl
+
+seconds, calls = Counter(), Counter()  # of each function, by name
 
 
-def main():
-    """One rank: train with stopwatches."""
-    import common
-    import job
-    import train_apo
-    spent, calls, watched = {}, {}, [0.0]
+def measure(name, *modules):
+    """Replace the function `name` of these modules, which is the same in all, by a timed one."""
+    function = getattr(modules[0], name)
 
-    def timed(module, name):
-        function = getattr(module, name)
-
-        def stopwatch(*args, **kwargs):
-            begin = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[name] = spent.get(name, 0.0) + time.perf_counter() - begin
-                calls[name] = calls.get(name, 0) + 1
-        setattr(module, name, stopwatch)
-
-    def watch(hang_limit, watch=job.watch):
-        try:
-            watch(hang_limit)
-        finally:
-            watched[0] = time.thread_time()
-
-    for name in ("check_finite", "check_sampler"):
-        timed(train_apo, name)
-    timed(train_apo.checkpoint, "save")
-    timed(job, "stopping")
-    job.watch = watch
-    constants = common.configure(vars(train_apo))
-    folder = train_apo.out or os.path.join("out", train_apo.task)
-
-    def trained():
+    def timed(*args, **kwargs):
         begin = time.perf_counter()
-        train_apo.main(constants)
-        total = time.perf_counter() - begin
-        steps = [m["seconds_step"] for m in common.read_jsonl(os.path.join(folder, "metrics.jsonl"), ("step",))][1:]
-        step = sorted(steps)[len(steps) // 2]
-        print(f"\n{job.world} processes, {len(steps) + 1} steps, median {step:.3f} s; {total:.1f} s in all")
-        saving = spent["save"] / calls["save"]
-        print(f"a checkpoint            {saving:8.4f} s  {saving / step:7.2%} of a step; with --save_every="
-              f"{train_apo.save_every} {saving / step / train_apo.save_every:.2%}")
-        for name in ("stopping", "check_sampler", "check_finite"):
-            a_step = spent[name] / (len(steps) + 1)
-            print(f"{name:<24}{a_step:8.4f} s  {a_step / step:7.2%} of a step, {calls[name]} calls")
-        print(f"the watcher             {watched[0] / total:8.4f} s of processor time a second, {watched[0] / total:.2%}")
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[name] += time.perf_counter() - begin
+            calls[name] += 1
 
-    job.run(trained, hang_limit=train_apo.hang_limit)
+    for module in modules:
+        setattr(module, name, timed)
+
+
+def main(constants):
+    begin = time.perf_counter()
+    train_apo.main(constants)
+    total = time.perf_counter() - begin
+    folder = train_apo.out or os.path.join("out", train_apo.task)
+    metrics = read_jsonl(os.path.join(folder, "metrics.jsonl"), ("step",))
+    step = statistics.median(m["seconds_step"] for m in metrics)
+    print(f"\n{lib.distributed.world_size} processes, {len(metrics)} steps, median {step:.3f} s; "
+          f"{total:.1f} s in all")
+    if calls["save_checkpoint"]:
+        save = seconds["save_checkpoint"] / calls["save_checkpoint"]
+        print(f"{'one checkpoint':<18}{save:9.4f} s  {save / step:7.2%} of a step; with "
+              f"--save_every={train_apo.save_every} {save / step / train_apo.save_every:.2%}")
+    for name in ("stop_requested", "restart_timer", "check_sampler", "check_finite"):
+        per_step = seconds[name] / len(metrics)
+        print(f"{name:<18}{per_step:9.4f} s  {per_step / step:7.2%} of a step, {calls[name]} calls")
 
 
 if __name__ == "__main__":
-    if "RANK" in os.environ:
-        main()
-    else:
-        processes = next((a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--processes=")), "2")
-        rest = [a for a in sys.argv[1:] if not a.startswith("--processes=")]
-        sys.exit(subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", __file__,
-                                 *rest]).returncode)
+    measure("save_checkpoint", lib.checkpoint)
+    measure("stop_requested", lib.run, train_apo, evaluate)
+    measure("restart_timer", lib.distributed)
+    measure("check_sampler", lib.run)
+    measure("check_finite", lib.run)
+    lib.distributed.run_stage(main, configure(vars(train_apo)),
+                              timeout_minutes=train_apo.timeout_minutes)

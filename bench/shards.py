@@ -1,51 +1,54 @@
-"""What a sharded policy of the 0.5B shape takes, phase by phase, without engine and reference: random weights, 96 tokens.
+"""Memory of a sharded policy of the shape of Qwen2.5-0.5B, phase by phase, without an engine and a
+reference: random weights, 96 tokens.
 
-    MALLOC_MMAP_THRESHOLD_=1000000 torchrun --nproc_per_node=2 bench/shards.py   # without it malloc keeps what is freed
+    MALLOC_MMAP_THRESHOLD_=1000000 torchrun --nproc_per_node=2 bench/shards.py
+
+Without that variable the C library keeps memory that was freed, and it is counted, too.
 """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import common  # noqa: F401  before torch
+
+from bench.estimate import SIZES, on_meta_device
+from lib.distributed import device, run_stage
+from lib.memory import memory_in_use, peak_memory, reset_peak_memory
+from model import shard_model
 
 import torch
 
-import job
-from memory import SIZES, forget, resident
-from model import Qwen2, shard_model
-
 
 def main():
-    base = resident()
-    forget()
+    start = memory_in_use()
+    reset_peak_memory()
 
-    def say(phase):
-        print(f"{phase:<16} now {(resident() - base) / 1e9:.2f} GB, peak {(resident(True) - base) / 1e9:.2f} GB", flush=True)
-        forget()
+    def report(phase):
+        print(f"{phase:<16} now {(memory_in_use() - start) / 1e9:.2f} GB, peak "
+              f"{(peak_memory() - start) / 1e9:.2f} GB", flush=True)
+        reset_peak_memory()
 
-    with torch.device("meta"):
-        policy = Qwen2(SIZES["0.5B"])
+    policy = on_meta_device(SIZES["0.5B"])
     shard_model(policy, torch.bfloat16)
-    policy.to_empty(device=job.device)
+    policy.to_empty(device=device)
     with torch.no_grad():
         for p in policy.parameters():
             p.to_local().normal_(0, 0.02)
-    say("policy")
+    report("policy")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
-    ids = torch.randint(1000, (96,), device=job.device)
-    cu_seqlens = torch.tensor([0, 48, 96], dtype=torch.int32, device=job.device)
+    ids = torch.randint(1000, (96,), device=device)
+    cu_seqlens = torch.tensor([0, 48, 96], dtype=torch.int32, device=device)
     for _ in range(2):
         logps, _ = policy.token_logps(ids, cu_seqlens, entropy=True)
-        say("forward")
+        report("forward")
         logps.sum().backward()
-        say("backward")
+        report("backward")
         optimizer.step()
         optimizer.zero_grad()
-        say("step")
-    for _ in policy.full_weights(torch.bfloat16):
+        report("step")
+    for _ in policy.gather_weights(torch.bfloat16):
         pass
-    say("gather weights")
+    report("gather weights")
 
 
 if __name__ == "__main__":
-    job.run(main)
+    run_stage(main, timeout_minutes=60.0)
