@@ -8,6 +8,7 @@ properties of random answers, text made to harm, 200,000 fuzzed answers, and gra
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -355,19 +356,16 @@ def test_reference_answers_equal_themselves():
             assert is_equivalent(last_boxed(row["solution"]), row["answer"])
 
 
-def verdicts(pair):
-    _, prediction, answer, _ = pair
-    return is_equivalent(prediction, answer), pairs.math_verify(prediction, answer)
-
-
 @needs_real_data
 def test_against_math_verify(capsys):
     """At least 99.9% of the built pairs are right, no wrong answer is called right, and in no kind
     of answer are fewer right than by Math-Verify."""
     built = pairs.pairs(REAL_DATA)
     assert len(built) >= 20_000
-    with ProcessPoolExecutor(os.cpu_count()) as executor:
-        graded = list(executor.map(verdicts, built, chunksize=100))
+    # Not by fork, the default: a child of a process with torch's threads may wait for ever.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as executor:
+        graded = list(executor.map(pairs.verdicts, built, chunksize=100))
     rows = defaultdict(lambda: [0] * 5)
     for (name, _, _, equal), (ours, theirs) in zip(built, graded, strict=True):
         counts = (True, ours == equal, ours > equal, theirs == equal, theirs > equal)
