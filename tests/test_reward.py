@@ -356,6 +356,7 @@ def test_reference_answers_equal_themselves():
             assert is_equivalent(last_boxed(row["solution"]), row["answer"])
 
 
+@pytest.mark.slow
 @needs_real_data
 def test_against_math_verify(capsys):
     """At least 99.9% of the built pairs are right, no wrong answer is called right, and in no kind
@@ -587,6 +588,7 @@ PIECES = [*r"""\frac { } ( ) [ ] ^ _ \sqrt 1 23 0 x y n \pi e i + - * / , = < \l
 \setminus f( \cdot \ge \ne \approx \emptyset""".split(), " ", "\x00", "\ud800"]
 
 
+@pytest.mark.slow
 @needs_real_data
 def test_fuzz():
     """200,000 comparisons of answers made of pieces or changed at random: nothing is raised, the
