@@ -47,8 +47,8 @@ class Response(NamedTuple):
 
 
 def unlink_shared_memory():
-    """Remove the names of the shared memory that vLLM makes for tp > 1. All ranks have mapped it by
-    now: memory without a name can't outlive a job that is killed."""
+    """Remove the names of the shared memory that vLLM makes for tp > 1, after all ranks have mapped
+    it: memory without a name is freed when the last process that maps it ends, however it ends."""
     with open("/proc/self/maps") as f:
         files = {line.split()[-1] for line in f if "/dev/shm/" in line}
     for file in files:

@@ -36,12 +36,12 @@ device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 
 class State:
-    """Of this process."""
-    phase = "set-up"      # what it is doing, for messages
-    timeout = 3600.0      # seconds
-    stop_signal = 0       # the first SIGTERM or SIGINT that it got
-    stop_time = 0.0       # when, in seconds of time.monotonic()
-    defer_signals = False  # the first signal sets stop_signal, instead of interrupting
+    """What this module remembers about this process."""
+    phase = "set-up"       # what the process is doing, for messages
+    timeout = 3600.0       # seconds without progress after which it is ended
+    stop_signal = 0        # the latest SIGTERM or SIGINT that it got, 0: none
+    stop_time = 0.0        # when it got that, in seconds of time.monotonic()
+    defer_signals = False  # whether a first signal only sets stop_signal, instead of interrupting
 
 
 # ---- collectives ---------------------------------------------------------------------------------
