@@ -293,12 +293,6 @@ def pairs(folder, per_answer=3, seed=0):
     return out
 
 
-def verdicts(pair):
-    """(ours, Math-Verify's) on one of pairs()."""
-    _, prediction, answer, _ = pair
-    return is_equivalent(prediction, answer), math_verify(prediction, answer)
-
-
 def math_verify(prediction, answer):
     """Math-Verify's verdict on a pair, given in the form that it expects. If it raises, False."""
     from math_verify import parse, verify

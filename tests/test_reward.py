@@ -8,7 +8,6 @@ properties of random answers, text made to harm, 200,000 fuzzed answers, and gra
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -18,7 +17,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import reward
@@ -358,30 +357,24 @@ def test_reference_answers_equal_themselves():
 
 @pytest.mark.slow
 @needs_real_data
-def test_against_math_verify(capsys):
-    """At least 99.9% of the built pairs are right, no wrong answer is called right, and in no kind
-    of answer are fewer right than by Math-Verify."""
+def test_pairs_built_from_real_answers():
+    """At least 99.9% are right, and no wrong answer is called right."""
     built = pairs.pairs(REAL_DATA)
     assert len(built) >= 20_000
-    # Not by fork, the default: a child of a process with torch's threads may wait for ever.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as executor:
-        graded = list(executor.map(pairs.verdicts, built, chunksize=100))
-    rows = defaultdict(lambda: [0] * 5)
-    for (name, _, _, equal), (ours, theirs) in zip(built, graded, strict=True):
-        counts = (True, ours == equal, ours > equal, theirs == equal, theirs > equal)
-        for row in (rows[name], rows["all"]):
-            row[:] = [a + b for a, b in zip(row, counts, strict=True)]
-    rows["all"] = rows.pop("all")  # the last line
-    with capsys.disabled():
-        print(f"\n{'':18}  {'------ reward.py ------':^24}  {'----- Math-Verify -----':^24}")
-        print(f"{'kind':<10}{'pairs':>8}" + f"  {'right':>10}{'wrong taken':>14}" * 2)
-        for name, (n, right, taken, mv_right, mv_taken) in rows.items():
-            print(f"{name:<10}{n:>8,}  {right / n:>10.3%}{taken:>14}"
-                  f"  {mv_right / n:>10.3%}{mv_taken:>14}")
-    for name, (_, right, taken, mv_right, _) in rows.items():
-        assert taken == 0 and right >= mv_right, name
-    assert rows["all"][1] >= 0.999 * rows["all"][0]
+    wrong = [pair for pair in built if is_equivalent(*pair[1:3]) != pair[3]]
+    assert len(wrong) <= 0.001 * len(built) and not [pair for pair in wrong if not pair[3]]
+
+
+@pytest.mark.slow
+@needs_real_data
+def test_against_math_verify():
+    """In no kind of answer are fewer right than by Math-Verify: of every tenth pair, for it is
+    slow. bench/grader.py compares all."""
+    right = defaultdict(int)
+    for name, prediction, answer, equal in pairs.pairs(REAL_DATA)[::10]:
+        right[name] += is_equivalent(prediction, answer) == equal
+        right[name] -= pairs.math_verify(prediction, answer) == equal
+    assert len(right) > 5 and min(right.values()) >= 0 and sum(right.values()) > 0
 
 
 # ---- properties ----------------------------------------------------------------------------------
