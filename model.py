@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import NamedTuple
 
 from lib.cli import check
@@ -44,7 +45,9 @@ try:
 except ImportError:
     varlen_attn = None
 
-LOGPS_CHUNK = 512  # tokens whose logits exist at the same time: 512 x 151,936 float32 are 311 MB
+# Tokens whose logits exist at the same time. Of Qwen2.5's, 512 x 151,936 in float32 are 311 MB; on
+# CUDA few large chunks are faster, since each adds once to the float32 gradient of the head.
+LOGPS_CHUNK = 2048 if cuda else 512
 
 
 @dataclass
@@ -128,6 +131,7 @@ def uses_varlen(device, dtype):
             and (flash_attn_varlen_func or varlen_attn) is not None)
 
 
+@torch.compiler.disable  # a compiled layer calls it as it is: the kernels are fast already
 def attention(q, k, v, packing):
     """Causal attention within each packed sequence. q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
     cu, max_len = packing.cu_seqlens, packing.max_len
@@ -220,55 +224,82 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
 
+def log_probabilities(z, temperature):
+    """ln softmax(z / temperature) in float32. z (chunk, V), in any dtype."""
+    z = z.float()
+    return F.log_softmax(z if temperature == 1 else z / temperature, dim=-1)
+
+
+def logps_and_entropy(z, targets, temperature, want_entropy):
+    """Of one chunk: logits z (chunk, V), targets (chunk,) -> ln p[target], entropy (chunk,)."""
+    ln_p = log_probabilities(z, temperature)
+    logps = ln_p.gather(-1, targets[:, None]).squeeze(-1)
+    return logps, -ln_p.exp().mul_(ln_p).sum(-1) if want_entropy else torch.zeros_like(logps)
+
+
+def logits_gradient(z, targets, temperature, logps, entropy, g_logps, g_entropy):
+    """d loss / d z (chunk, V), in z's dtype. With p the softmax and H its entropy, of one token:
+    (g_logps (onehot - p) - g_entropy p (ln p + H)) / temperature. g_entropy may be None."""
+    g_logps = (g_logps / temperature)[:, None]                                        # (chunk, 1)
+    if g_entropy is not None:
+        g_entropy = (g_entropy / temperature)[:, None]
+
+    def without_onehot(ln_p):
+        p = ln_p.exp()
+        if g_entropy is None:
+            return p.mul_(-g_logps)
+        return p.mul_((ln_p + entropy[:, None]).mul_(-g_entropy).sub_(g_logps))
+
+    dz = without_onehot(log_probabilities(z, temperature)).to(z.dtype)
+    # The target's entry is computed in float32 and then rounded: g (1 - p) may be tiny.
+    at_target = (g_logps + without_onehot(logps[:, None])).to(z.dtype)
+    return dz.scatter_(1, targets[:, None], at_target)
+
+
+@cache
+def compiled(function):
+    """torch.compile fuses what is elementwise, for any number of tokens."""
+    return torch.compile(function, dynamic=True)
+
+
 class TokenLogps(torch.autograd.Function):
     """ln softmax(h W^T / temperature)[target] and the softmax's entropy, without all the logits.
 
-    Logits exist for LOGPS_CHUNK tokens at a time, and are computed again in backward. With p the
-    softmax and H its entropy, the gradients with respect to one token's logits are
-    g (onehot - p) for the log-probability and -g p (ln p + H) for the entropy.
+    Logits exist for LOGPS_CHUNK tokens at a time, and are computed again in backward.
     """
 
     @staticmethod
-    def forward(ctx, h, weight, targets, temperature, want_entropy):
+    def forward(ctx, h, weight, targets, temperature, want_entropy, fuse):
         # h (N, D), weight (V, D), targets (N,) -> logps (N,) float32, entropy (N,) float32
-        logps, lse, entropy = (torch.zeros(len(targets), dtype=torch.float32, device=h.device)
-                               for _ in range(3))
+        logps, entropy = (torch.zeros(len(targets), device=h.device) for _ in range(2))
+        function = compiled(logps_and_entropy) if fuse else logps_and_entropy
         for i in range(0, len(targets), LOGPS_CHUNK):
             c = slice(i, i + LOGPS_CHUNK)
-            z = (h[c] @ weight.T).float().div_(temperature)                       # (chunk, V)
-            lse[c] = z.logsumexp(-1)
-            logps[c] = z.gather(-1, targets[c, None]).squeeze(-1) - lse[c]
-            if want_entropy:
-                p = (z - lse[c, None]).exp_()
-                entropy[c] = lse[c] - p.mul_(z).sum(-1)
-        ctx.save_for_backward(h, weight, targets, lse, entropy)
-        ctx.temperature = temperature
+            logps[c], entropy[c] = function(h[c] @ weight.T, targets[c], temperature, want_entropy)
+        ctx.save_for_backward(h, weight, targets, logps, entropy)
+        ctx.temperature, ctx.fuse = temperature, fuse
         ctx.set_materialize_grads(False)  # an output that the loss doesn't use has gradient None
         return logps, entropy
 
     @staticmethod
     def backward(ctx, g_logps, g_entropy):
-        h, weight, targets, lse, entropy = ctx.saved_tensors
+        h, weight, targets, logps, entropy = ctx.saved_tensors
         if g_logps is None:
-            g_logps = torch.zeros_like(lse)
+            g_logps = torch.zeros_like(logps)
         dh = torch.empty_like(h)
         # The weight's gradient is a sum over many chunks: in float32, whatever the weight's dtype.
         dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        # On CUDA the product itself can be float32, too.
+        product = {"out_dtype": torch.float32} if cuda and h.dtype != torch.float32 else {}
+        function = compiled(logits_gradient) if ctx.fuse else logits_gradient
         for i in range(0, len(targets), LOGPS_CHUNK):
             c = slice(i, i + LOGPS_CHUNK)
-            z = (h[c] @ weight.T).float().div_(ctx.temperature).sub_(lse[c, None])  # ln p
-            p = z.exp()
-            if g_entropy is None:
-                dz = p.mul_(-g_logps[c, None])
-            else:  # in place: -p (g_entropy (ln p + H) + g_logps)
-                z.add_(entropy[c, None]).mul_(-g_entropy[c, None]).sub_(g_logps[c, None])
-                dz = p.mul_(z)
-            dz.scatter_add_(1, targets[c, None], g_logps[c, None])
-            dz = dz.div_(ctx.temperature).to(h.dtype)
+            dz = function(h[c] @ weight.T, targets[c], ctx.temperature, logps[c], entropy[c],
+                          g_logps[c], None if g_entropy is None else g_entropy[c])    # (chunk, V)
             dh[c] = dz @ weight
             if dw is not None:
-                dw += dz.T @ h[c]
-        return dh, None if dw is None else dw.to(weight.dtype), None, None, None
+                dw += torch.mm(dz.T, h[c], **product)
+        return dh, None if dw is None else dw.to(weight.dtype), None, None, None, None
 
 
 class Qwen2(nn.Module):
@@ -278,6 +309,7 @@ class Qwen2(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # recompute each layer in backward, to save memory
+        self.fused = False                   # whether compile_layers was called
         self.model = Transformer(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -299,7 +331,7 @@ class Qwen2(nn.Module):
         packing = make_packing(cu_seqlens, len(x), self.config, x.dtype)
         for layer in self.model.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(layer, x, packing, use_reentrant=False)
+                x = checkpoint(layer, x, packing, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, packing)
         return self.model.norm(x)
@@ -315,7 +347,8 @@ class Qwen2(nn.Module):
         wanted = response_mask.index_fill(0, cu_seqlens[:-1].long(), False)  # not the first tokens
         t = wanted.nonzero().squeeze(-1)                      # (N,) device sync
         h = self.hidden_states(input_ids, cu_seqlens)[t - 1]  # (N, D): position t - 1 predicts t
-        logps, ent = TokenLogps.apply(h, self.output_weight, input_ids[t], temperature, entropy)
+        logps, ent = TokenLogps.apply(h, self.output_weight, input_ids[t], temperature, entropy,
+                                      self.fused)
         zeros = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
         logps = zeros.index_put((t,), logps)                  # (T,)
         return (logps, zeros.index_put((t,), ent)) if entropy else logps
@@ -335,6 +368,13 @@ class Qwen2(nn.Module):
         a sequence and where not wanted; with entropy=True a pair of such tensors.
         """
         return self(input_ids, cu_seqlens, temperature, response_mask, entropy)
+
+    def compile_layers(self):
+        """Let torch.compile fuse norms, rotary embedding, SwiGLU and softmax. The first forward and
+        the first backward pass take up to a minute longer."""
+        self.fused = True
+        for layer in self.model.layers:  # their forward alone: FSDP's hooks stay outside
+            layer.forward = torch.compile(layer.forward, dynamic=True)
 
     # ---- weights in and out ----------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ A weight sync can fail in three ways that raise no error: the sampler runs on, w
   - the prefix cache survives a sync, with keys and values of the old weights: reset it every time;
   - on the CPU a tied lm_head is a packed copy that the reload does not reach: pack it again.
 So sync() compares some weights bit for bit, and the training loop compares vLLM's log-probabilities
-with its own (lib/run.py, check_sampler).
+with its own (lib/run.py, sampler_error).
 """
 import json
 import os
@@ -87,6 +87,7 @@ class Engine:
                 logprobs_mode="processed_logprobs",  # after the temperature, as in training
                 generation_config="vllm",            # no sampling defaults from the checkpoint
                 use_tqdm_on_load=False, disable_log_stats=True, **whole_prompts)
+        self.tokenizer = self.llm.get_tokenizer()
         barrier()
         unlink_shared_memory()
         self.memory = memory_in_use()  # bytes, not counted as the trainer's
@@ -106,9 +107,12 @@ class Engine:
         """
         engine = self.llm.llm_engine
         for i, (tokens, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            # Text is made once per response, below. vLLM would make it anew after every token, and
+            # a Python object for every token's log-probability.
             params = SamplingParams(
                 temperature=temperature, max_tokens=max_tokens, logprobs=0 if logps else None,
-                seed=seed if temperature > 0 else None, output_kind=RequestOutputKind.FINAL_ONLY)
+                seed=seed if temperature > 0 else None, output_kind=RequestOutputKind.FINAL_ONLY,
+                detokenize=False, flat_logprobs=True)
             engine.add_request(str(i), {"prompt_token_ids": tokens}, params)
         while engine.has_unfinished_requests():
             if State.stop_signal and self.tp == 1:  # with tp > 1 the ranks must make the same steps
@@ -116,10 +120,10 @@ class Engine:
             restart_timer()
             for request in engine.step():
                 output = request.outputs[0]
-                logp = [entry[token].logprob for token, entry
-                        in zip(output.token_ids, output.logprobs, strict=True)] if logps else []
+                text = self.tokenizer.decode(output.token_ids, skip_special_tokens=True)
                 yield int(request.request_id), Response(
-                    list(output.token_ids), output.text, output.finish_reason != "stop", logp)
+                    list(output.token_ids), text, output.finish_reason != "stop",
+                    output.logprobs.logprobs if logps else [])
 
     def generate(self, prompts, seeds, max_tokens, temperature=1.0, logps=False, desc=None):
         """Sample with all engines. A collective: returns the list of all Responses on every rank.

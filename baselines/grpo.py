@@ -28,7 +28,7 @@ from lib.distributed import (
     stop_requested,
     world_size,
 )
-from lib.memory import available_host_memory, estimate, in_words
+from lib.memory import plan
 from lib.run import Run
 from lib.weights import fingerprint
 from model import LOGPS_CHUNK, Qwen2, open_model, shard_model
@@ -69,7 +69,8 @@ keep_checkpoints = 2             # so many of the newest stay in <out>/ckpt
 resume = True                    # continue from the newest; False: start anew and delete them
 # the machine
 dtype = "float32"                # of computation, float32 or bfloat16; master weights are float32
-micro_batch_tokens = 16384       # tokens in one forward and backward pass, on each rank
+compile = False                  # fuse elementwise operations: faster, after a minute's work
+micro_batch_tokens = 0           # tokens in one forward and backward pass, on each rank; 0: choose
 checkpoint_activations = False   # recompute activations in backward: slower, far less memory
 offload_reference = False        # keep the reference in host memory
 offload_optimizer = False        # keep master weights, gradients and AdamW's state in host memory
@@ -77,13 +78,13 @@ gpu_memory_utilization = 0.5     # share of the GPU's memory for vLLM while it g
 tp = 1                           # GPUs that share a vLLM engine, for models too large for one
 replicate_nodes = False          # each node shards a copy of its own: less traffic, more memory
 timeout_minutes = 60.0           # end the job if a rank makes no progress for so long
-logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)|; 0: see check_sampler
+logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)|; 0: by dtype
 # --------------------------------------------------------------------------------------------------
 
 # A run may continue with other values of these: they change no sample, and no gradient beyond
 # rounding.
 MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_every", "keep_checkpoints", "resume",
-              "micro_batch_tokens", "checkpoint_activations", "offload_reference",
+              "compile", "micro_batch_tokens", "checkpoint_activations", "offload_reference",
               "offload_optimizer", "gpu_memory_utilization", "tp", "replicate_nodes",
               "timeout_minutes", "logp_tolerance"}
 
@@ -137,18 +138,15 @@ def main(constants):
               "anew with --resume=False")
         return
 
-    # ---- say what it takes ----
+    # ---- plan the memory ----
     longest = max(len(row["tokens"]) for row in rows + test) + max_response_tokens
-    tokens = min(micro_batch_tokens, mini_batch_size * group_size // world_size * longest)
     replicas = world_size // local_world_size if replicate_nodes else 1
-    with torch.device("meta"):
-        shape = Qwen2(config)
-    on_device, on_host = estimate(shape, world_size // replicas, tokens, dtype, LOGPS_CHUNK,
-                                  checkpoint_activations, offload_reference, offload_optimizer)
     print(f"{len(rows):,} prompts, {len(rows) // batch_size} steps per epoch; {max_steps} steps of "
-          f"{batch_size} prompts\neach of {world_size} processes needs about {in_words(on_device)} "
-          f"beside its engine{f', and {in_words(on_host)} of host memory' if on_host else ''}",
-          flush=True)
+          f"{batch_size} prompts, processes: {world_size}")
+    with one_line_errors(), torch.device("meta"):
+        micro_tokens, recompute, pin = plan(Qwen2(config), world_size // replicas,
+                                            mini_batch_size * group_size // world_size * longest,
+                                            LOGPS_CHUNK, constants)
 
     # ---- engine, policy, reference, optimizer ----
     set_phase("building the engine")
@@ -157,16 +155,18 @@ def main(constants):
         engine = Engine(path, dtype, longest, gpu_memory_utilization, tp)
     engine.sleep()
     compute_dtype = getattr(torch, dtype)
-    pin = sum(on_host.values()) * local_world_size < 0.8 * available_host_memory()
     shard = partial(shard_model, compute_dtype=compute_dtype, pin=pin, replicas=replicas)
     set_phase("loading the policy")
     policy = Qwen2.from_pretrained(path, torch.float32, "cpu" if offload_optimizer else device,
                                    partial(shard, offload=offload_optimizer))
-    policy.checkpoint_activations = checkpoint_activations
+    policy.checkpoint_activations = recompute
     set_phase("loading the reference")
     reference = Qwen2.from_pretrained(path, compute_dtype, "cpu" if offload_reference else device,
                                       partial(shard, offload=offload_reference))
     reference.requires_grad_(False)  # it stays the initial policy
+    if compile:
+        policy.compile_layers()
+        reference.compile_layers()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(adam_beta1, adam_beta2),
                                   weight_decay=weight_decay, fused=True)
     run.start(engine, policy, optimizer,
@@ -190,8 +190,7 @@ def main(constants):
 
         # ---- log-probabilities under the reference, in the micro-batches of training ----
         with run.phase("reference"), torch.no_grad():
-            updates = make_updates(batch, responses, mini_batch_size * group_size,
-                                   micro_batch_tokens)
+            updates = make_updates(batch, responses, mini_batch_size * group_size, micro_tokens)
             micro_batches = [micro for update in updates for micro in update.micro_batches]
             for micro in micro_batches:
                 micro.ref_logps = reference.token_logps(micro.input_ids, micro.cu_seqlens,

@@ -9,7 +9,7 @@ that rank 0 spent in them. Constants are passed on.
     save_checkpoint     once, against one step
     stop_requested      after generation and between steps; waits for the slowest rank
     restart_timer       the timer of Python's that ends a process without progress
-    check_sampler       once its numbers are there; comparing probes is part of the sync
+    sampler_error       once its numbers are there; comparing probes is part of the sync
     check_finite        once its numbers are there
 """
 import os
@@ -61,7 +61,7 @@ def main(constants):
         save = seconds["save_checkpoint"] / calls["save_checkpoint"]
         print(f"{'one checkpoint':<18}{save:9.4f} s  {save / step:7.2%} of a step; with "
               f"--save_every={train_apo.save_every} {save / step / train_apo.save_every:.2%}")
-    for name in ("stop_requested", "restart_timer", "check_sampler", "check_finite"):
+    for name in ("stop_requested", "restart_timer", "sampler_error", "check_finite"):
         per_step = seconds[name] / len(metrics)
         print(f"{name:<18}{per_step:9.4f} s  {per_step / step:7.2%} of a step, {calls[name]} calls")
 
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     measure("save_checkpoint", lib.checkpoint)
     measure("stop_requested", lib.run, train_apo, evaluate)
     measure("restart_timer", lib.distributed)
-    measure("check_sampler", lib.run)
+    measure("sampler_error", lib.run)
     measure("check_finite", lib.run)
     lib.distributed.run_stage(main, configure(vars(train_apo)),
                               timeout_minutes=train_apo.timeout_minutes)

@@ -1,4 +1,3 @@
 # Qwen2.5-3B, after the preset of a task: config/math.py config/3b.py --out=out/math_3b
 model = "Qwen/Qwen2.5-3B"
-micro_batch_tokens = 16384
 gpu_memory_utilization = 0.35

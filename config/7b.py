@@ -2,5 +2,4 @@
 # For 4 GPUs of 80 GB, or one with --offload_optimizer=True and 180 GB of host memory
 # (python bench/estimate.py: what fits where).
 model = "Qwen/Qwen2.5-7B"
-micro_batch_tokens = 8192
 gpu_memory_utilization = 0.4

@@ -32,5 +32,4 @@ entropy_coef = 1e-3  # in the paper's code, not in its text
 eval_every = 25
 eval_prompts = 500
 save_every = 50
-micro_batch_tokens = 32768
-checkpoint_activations = True
+compile = True

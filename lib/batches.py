@@ -3,9 +3,7 @@
 B sequences lie end to end in one row of T tokens, without padding (see model.py).
 """
 from dataclasses import dataclass
-from heapq import heapreplace
 from itertools import accumulate
-from math import ceil
 
 from lib.distributed import device, rank, world_size
 
@@ -81,20 +79,22 @@ def pack_by_tokens(index, lengths, limit, ranks=1):
 
     Returns [k][rank] -> list of sequences: that rank's micro-batch k. All ranks get equally many,
     because FSDP gathers each layer on all ranks at once; for the same reason the slowest rank sets
-    the pace, so micro-batches are filled evenly: the longest sequence first, each into the one with
-    the fewest tokens so far (LPT; Graham 1969), and those that run at the same time are neighbours
-    in size. lengths: tokens of every sequence of the step. len(index) must be a multiple of ranks;
-    then no micro-batch is empty.
+    the pace, so the longest sequence goes first, each to the rank with the fewest tokens so far
+    (LPT; Graham 1969). The sequences of a micro-batch are neighbours in length, since attention on
+    the CPU pads them to the longest. lengths: tokens of every sequence of the step. len(index) must
+    be a multiple of ranks; then no micro-batch is empty.
     """
-    number = ranks * max(1, ceil(sum(lengths[i] for i in index) / (limit * ranks)))
-    while True:
-        # A heap of (tokens, k, sequences).
-        filled = [(0, k, []) for k in range(min(number, len(index)))]
-        for i in sorted(index, key=lambda i: -lengths[i]):
-            tokens, k, group = filled[0]
-            group.append(i)
-            heapreplace(filled, (tokens + lengths[i], k, group))
-        if all(tokens <= limit or len(group) == 1 for tokens, _, group in filled):
-            groups = [group for _, _, group in sorted(filled, reverse=True)]
-            return [groups[k:k + ranks] for k in range(0, len(groups), ranks)]
-        number += ranks
+    order, micro_batches = sorted(index, key=lambda i: -lengths[i]), []
+    while order:
+        groups, tokens = [[] for _ in range(ranks)], [0] * ranks
+        while order:  # add so many sequences at a time as there are ranks, while they all fit
+            longer, total = [[*group] for group in groups], [*tokens]
+            for i in order[:ranks]:
+                r = total.index(min(total))
+                longer[r].append(i)
+                total[r] += lengths[i]
+            if groups[0] and max(total) > limit:
+                break
+            groups, tokens, order = longer, total, order[ranks:]
+        micro_batches.append(groups)
+    return micro_batches

@@ -12,20 +12,25 @@ dtype (bfloat16: 2), T tokens in a micro-batch:
                                 and gradients in 4 on their way to be reduced
     activations                 what backward needs of every layer; with checkpoint_activations of
                                 one layer, and every layer's input
-    logits                      of one chunk of tokens: logits, softmax, gradient in 4, one in b
+    logits                      of one chunk of tokens: logits and their gradient in b, and unless
+                                compiled three times in 4; the chunk's part of the head's gradient
 
 bench/RESULTS.md holds it against measurements.
 """
 from contextlib import suppress
 from math import ceil, log2
 
-from lib.distributed import cuda
+from lib.cli import check
+from lib.distributed import all_gather, cuda, local_world_size
 
 import torch
 
+# (tokens of a micro-batch, whether to recompute activations), the fastest first.
+CHOICES = ((16384, False), (8192, False), (16384, True), (8192, True), (4096, True), (2048, True))
+
 
 def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=False,
-             offload_reference=False, offload_optimizer=False):
+             offload_reference=False, offload_optimizer=False, compile=False):
     """({part: bytes} on the device, the same in host memory) at the peak of a training step.
 
     model: a Qwen2, on the meta device; shards: processes that share one copy of it; tokens: in a
@@ -58,8 +63,65 @@ def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=F
     inputs = tokens * c.num_hidden_layers * b * c.hidden_size
     device["activations"] = (per_layer + inputs if checkpoint_activations
                              else per_layer * c.num_hidden_layers)
-    device["logits"] = min(tokens, logps_chunk) * c.vocab_size * (3 * 4 + b)
+    chunk = min(tokens, logps_chunk) * (2 * b + (0 if compile else 3 * 4))
+    device["logits"] = c.vocab_size * (chunk + c.hidden_size * (4 if cuda else b))
     return device, host
+
+
+def plan(model, shards, largest, logps_chunk, constants):
+    """(micro_batch_tokens, checkpoint_activations, pin) of a training run, printed with the memory
+    it takes. pin: whether the host has room for pinned memory, which is rounded up.
+
+    model: a Qwen2, on the meta device; shards: processes that share one copy of it; largest: tokens
+    that a process can have in a mini-batch; constants: the script's. micro_batch_tokens = 0 means
+    the fastest of CHOICES that fits the GPU. Raises ValueError if the engine doesn't fit beside
+    what stays on the GPU while it generates.
+    """
+    offload = constants["offload_reference"], constants["offload_optimizer"]
+
+    def needs(tokens, recompute):
+        return estimate(model, shards, min(tokens, largest), constants["dtype"], logps_chunk,
+                        recompute, *offload, constants["compile"])
+
+    tokens, recompute = constants["micro_batch_tokens"], constants["checkpoint_activations"]
+    if cuda:
+        card = min(all_gather(torch.cuda.get_device_properties(0).total_memory))
+        check_engine_share(model, shards, card, constants)
+        if not tokens:
+            tokens, recompute = choose(needs, recompute, card)
+    # Without a GPU short sequences in a micro-batch of their own need less padding.
+    tokens = tokens or 8192
+    on_device, on_host = needs(tokens, recompute)
+    in_host_memory = f", and {in_words(on_host)} of host memory" if on_host else ""
+    print(f"micro-batches of {tokens:,} tokens, activations {'recomputed' if recompute else 'kept'}"
+          f"\neach process needs about {in_words(on_device)} beside its engine{in_host_memory}",
+          flush=True)
+    pin = sum(on_host.values()) * local_world_size < 0.8 * available_host_memory()
+    return tokens, recompute, pin
+
+
+def choose(needs, recompute, card):
+    """The first of CHOICES that fits `card` bytes, or the last. needs(*choice): as estimate();
+    recompute: only choices that recompute activations."""
+    choices = [choice for choice in CHOICES if choice[1] or not recompute]
+    # A tenth for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.
+    fitting = [choice for choice in choices if sum(needs(*choice)[0].values()) < 0.9 * card]
+    return (fitting or choices[-1:])[0]
+
+
+def check_engine_share(model, shards, card, constants):
+    """Raises ValueError if the engine's share of `card` bytes and what stays on the GPU while it
+    generates, weights and AdamW's state in float32 and the reference, are more than the card."""
+    total = sum(p.numel() for p in model.parameters())
+    stays = (0 if constants["offload_optimizer"] else 12) * total / shards
+    if not constants["offload_reference"]:
+        stays += torch.finfo(getattr(torch, constants["dtype"])).bits // 8 * total / shards
+    share, most = constants["gpu_memory_utilization"], 0.97 - stays / card
+    room = (f"--gpu_memory_utilization={most - 0.005:.2f} would fit" if most > 0.1 else
+            "set --offload_optimizer=True, or use more GPUs")
+    check(share <= most, f"--gpu_memory_utilization={share}: the engine's {share * card / 1e9:.1f} "
+          f"GB and the {stays / 1e9:.1f} GB of weights, AdamW's state and reference that stay on "
+          f"the GPU meanwhile are more than its {card / 1e9:.1f} GB; {room}")
 
 
 def in_words(parts):

@@ -54,7 +54,6 @@ class Run:
             self.history = [m for m in rows if m["step"] < self.step]
         self.saved_step = self.step
         self.warned_step = -10      # when something was last warned about
-        self.first_logp_diff = None  # of this process: the sampler's rounding
 
     def is_finished(self):
         """Whether <folder>/model is the result of all steps already."""
@@ -160,10 +159,12 @@ class Run:
             diff = torch.cat(self.logp_diffs)
             self.diff_mean = all_reduce_sum(diff.sum()).item() / update.num_tokens
             self.diff_max = max(all_gather(diff.max().item()))
-            if self.first_logp_diff is None:
-                self.first_logp_diff = self.diff_mean
-            check_sampler(self.step, self.diff_mean, self.diff_max, self.first_logp_diff,
-                          self.constants["dtype"], self.constants["logp_tolerance"])
+            error = sampler_error(self.step, self.diff_mean, self.diff_max,
+                                  self.constants["dtype"], self.constants["logp_tolerance"])
+            if error:
+                if self.step > self.saved_step:
+                    self.save()  # of the steps before this one
+                sys.exit(error)
         loss, kl, entropy = all_reduce_sum(self.sums).tolist()
         self.sums.zero_()
         check_finite(self.step, loss, grad_norm)
@@ -220,21 +221,16 @@ class Run:
 
 # ---- checks and messages -------------------------------------------------------------------------
 
-def check_sampler(step, mean, largest, first_mean, dtype, tolerance):
-    """Exit unless vLLM's and the trainer's log-probabilities of the samples agree.
-
-    How far rounding alone takes them apart depends on dtype and model (means on arithmetic: 3e-7 in
-    float32, 8e-4 in bfloat16). So besides a fixed limit the run's first step is the measure: later
-    ones stay within three times its mean difference.
-    """
-    fixed = 0.1 if dtype == "bfloat16" else 1e-2 if cuda else 1e-4
-    limit = tolerance or min(fixed, 3 * first_mean + 1e-4)
+def sampler_error(step, mean, largest, dtype, tolerance):
+    """One line if vLLM's and the trainer's log-probabilities of the samples differ by more than
+    rounding can explain (means on arithmetic: 3e-7 in float32, 8e-4 in bfloat16), else None."""
+    limit = tolerance or (0.1 if dtype == "bfloat16" else 1e-2 if cuda else 1e-4)
     if not mean <= limit:  # also for NaN
-        sys.exit(f"error: step {step}: vLLM's log-probabilities differ from the trainer's by "
-                 f"{mean:.2g} per token on average (at most {largest:.2g}; allowed on average "
-                 f"{limit:.2g}): the samples come from other weights than those in training. The "
-                 "weights were not updated. If logp_diff_mean in metrics.jsonl grew slowly, it is "
-                 "rounding: raise --logp_tolerance")
+        return (f"error: step {step}: vLLM's log-probabilities differ from the trainer's by "
+                f"{mean:.2g} per token on average (at most {largest:.2g}; allowed on average "
+                f"{limit:.2g}): the samples come from other weights than those in training. The "
+                "weights were not updated. If logp_diff_mean in metrics.jsonl grew slowly, it is "
+                "rounding: raise --logp_tolerance")
 
 
 def check_finite(step, loss, grad_norm):
@@ -248,6 +244,11 @@ def check_finite(step, loss, grad_norm):
 def warnings_about(history, max_response_tokens):
     """What a user should know about the last step's metrics: a list of lines."""
     now, lines = history[-1], []
+    diff, first_diff = now["logp_diff_mean"], history[0]["logp_diff_mean"]
+    if diff > 3 * first_diff + 1e-4:
+        lines.append(f"vLLM's log-probabilities differ from the trainer's by {diff:.2g} per token "
+                     f"on average, in the first step by {first_diff:.2g}. Slow growth is rounding; "
+                     "a jump means that the samples come from other weights")
     best = max(history, key=lambda m: m["reward"])
     if best["reward"] >= 0.1 and now["reward"] < 0.2 * best["reward"]:
         lines.append(f"the policy has collapsed: reward {now['reward']:.3f}, after "

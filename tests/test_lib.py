@@ -16,7 +16,7 @@ from lib.checkpoint import clean_checkpoints, find_checkpoint, load_checkpoint, 
 from lib.data import batch_at, fingerprint_prompts, sampling_seed, subset
 from lib.distributed import foreseen, set_phase
 from lib.files import atomic_dir, atomic_file, read_jsonl, write_jsonl
-from lib.run import Run, check_finite, check_sampler, warnings_about
+from lib.run import Run, check_finite, sampler_error, warnings_about
 
 import pytest
 import torch
@@ -347,8 +347,8 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
 
 
 MAY_DIFFER = set("""out eval_every eval_prompts save_every keep_checkpoints resume timeout_minutes
-micro_batch_tokens checkpoint_activations offload_reference offload_optimizer tp replicate_nodes
-gpu_memory_utilization logp_tolerance""".split())
+compile micro_batch_tokens checkpoint_activations offload_reference offload_optimizer tp
+replicate_nodes gpu_memory_utilization logp_tolerance""".split())
 MUST_BE_EQUAL = set("""model task seed max_prompt_tokens drop_long_prompts max_response_tokens
 temperature max_steps batch_size mini_batch_size lr lr_decay adam_beta1 adam_beta2 weight_decay
 grad_clip entropy_coef dtype""".split())
@@ -396,16 +396,26 @@ def test_measure(tmp_path):
     assert run.diff_max == pytest.approx(0.6) and len(run.updates) == 2
 
 
-def test_check_sampler():
-    """In bfloat16 one fixed limit can't tell stale weights from rounding: the first step is the
-    measure. NaN is refused, too."""
-    def check(mean, first, dtype="bfloat16", tolerance=0.0):
-        check_sampler(5, mean, 0.3, first, dtype, tolerance)
-    check(0.02, 0.012)
-    check(0.11, 0.012, tolerance=0.2)
-    for refused in ((0.05, 0.012), (0.11, 0.11), (float("nan"), 0.012), (0.02, 0.02, "float32")):
-        with pytest.raises(SystemExit, match="error: step 5: .* other weights"):
-            check(*refused)
+def test_sampler_error():
+    """A fixed limit for each dtype, or the user's. NaN is an error, too."""
+    for allowed in ((0.05, "bfloat16", 0.0), (0.11, "bfloat16", 0.2), (1e-5, "float32", 0.0)):
+        assert sampler_error(5, allowed[0], 0.3, *allowed[1:]) is None
+    for mean, dtype in ((0.11, "bfloat16"), (float("nan"), "bfloat16"), (0.02, "float32")):
+        line = sampler_error(5, mean, 0.3, dtype, 0.0)
+        assert line.startswith("error: step 5: vLLM's") and "other weights" in line
+
+
+def test_a_sampler_with_other_weights_stops_the_run_and_leaves_a_checkpoint(tmp_path, monkeypatch):
+    run = Run(str(tmp_path), {"resume": False, "dtype": "bfloat16", "logp_tolerance": 0.0,
+                              "max_steps": 9, "save_every": 0, "keep_checkpoints": 1}, ())
+    run.step, (run.policy, run.optimizer) = 3, small_policy(0, 0)
+    next(run.steps())
+    micro = pack([0], [[1, 2]], [[4, 5]], [[-1.0, -2.0]])
+    micro.ref_logps = micro.sampled_logps
+    run.measure(micro, torch.tensor(0.25), micro.sampled_logps - 1, 0.5 * micro.response_mask)
+    with pytest.raises(SystemExit, match="error: step 3: vLLM's"):
+        run.check_update(Update([micro], 2), grad_norm=2.0)
+    assert os.listdir(tmp_path / "ckpt") == ["step-000003"]
 
 
 def test_check_finite():
@@ -416,11 +426,15 @@ def test_check_finite():
 
 
 def test_warnings():
-    """Of a collapse and of truncated responses, not of a slow start, noise or a good run."""
-    def about(*rewards, truncated=0.0):
-        return warnings_about([{"step": i, "reward": r, "truncated": truncated}
+    """Of a sampler that drifts, of a collapse and of truncated responses, not of a slow start,
+    noise or a good run."""
+    def about(*rewards, truncated=0.0, growth=0.0):
+        return warnings_about([{"step": i, "reward": r, "truncated": truncated,
+                                "logp_diff_mean": 0.01 + growth * i}
                                for i, r in enumerate(rewards)], 32)
-    assert about(0.3, 0.6, 0.5) == about(0.0, 0.0) == about(0.02, 0.0) == []
+    assert about(0.3, 0.6, 0.5, growth=0.009) == about(0.0, 0.0) == about(0.02, 0.0) == []
+    [line] = about(0.3, 0.3, growth=0.03)
+    assert "trainer's by 0.04 per token on average, in the first step by 0.01." in line
     [line] = about(0.4, 0.7, 0.1)
     assert "collapsed: reward 0.100, after 0.700 in step 1" in line and "--lr" in line
     [line] = about(0.5, truncated=0.9)

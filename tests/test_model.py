@@ -121,7 +121,7 @@ def test_the_heads_gradient_is_summed_in_float32(monkeypatch):
     h = torch.rand(4096, 8, generator=g).bfloat16()
     weight = (torch.randn(50, 8, generator=g) / 8).bfloat16().requires_grad_()
     targets = torch.randint(5, (4096,), generator=g)
-    TokenLogps.apply(h, weight, targets, 1.0, False)[0].sum().backward()
+    TokenLogps.apply(h, weight, targets, 1.0, False, False)[0].sum().backward()
     exact = weight.detach().double().requires_grad_()
     torch.log_softmax(h.double() @ exact.T, -1).gather(-1, targets[:, None]).sum().backward()
     assert (weight.grad - exact.grad).norm() < 2 ** -8 * exact.grad.norm()
@@ -155,6 +155,26 @@ def test_recomputed_activations_give_the_same_gradients():
     for m.checkpoint_activations in (False, True):
         grads.append(gradients(m, m.token_logps(*packed([6, 9], 300)).sum()))
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_compiled_equals_plain(tied, monkeypatch):
+    """Values and every gradient, for several numbers of tokens, with recomputed activations, and
+    without the entropy's gradient."""
+    monkeypatch.setattr(model_module, "LOGPS_CHUNK", 16)
+    plain, fused = (random_model(tiny_config(tie_word_embeddings=tied)) for _ in range(2))
+    fused.compile_layers()
+    for lengths, temperature in (([7, 19, 2], 1.0), ([40, 5], 0.7), ([7, 19, 2], 0.7)):
+        ids, cu = packed(lengths, 300)
+        u, v = torch.randn(2, len(ids), generator=torch.Generator().manual_seed(2))
+        for fused.checkpoint_activations in (False, True):
+            (a, b), (c, d) = (m.token_logps(ids, cu, temperature, entropy=True)
+                              for m in (plain, fused))
+            torch.testing.assert_close((a, b), (c, d), atol=2e-5, rtol=1e-5)
+            assert_close_gradients(gradients(plain, a @ u + b @ v), gradients(fused, c @ u + d @ v))
+        assert_close_gradients(*(gradients(m, m.token_logps(ids, cu, temperature) @ u)
+                                 for m in (plain, fused)))
 
 
 # ---- sharded -------------------------------------------------------------------------------------

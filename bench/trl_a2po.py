@@ -1,0 +1,68 @@
+"""TRL's side of bench/trl.py, for an environment that has trl: both stages of its A2PO trainer.
+
+    python bench/trl_a2po.py <model> <train.jsonl> <max_response_tokens> <prompts> <updates>
+
+Prints one JSON object: the seconds of stage 1 for so many prompts, and those of each update.
+"""
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # after trl: bench/ has a trl.py
+
+sys.path.remove(str(Path(__file__).resolve().parent))
+import reward  # noqa: E402
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from transformers import AutoTokenizer, TrainerCallback  # noqa: E402
+from trl.experimental.a2po import A2POConfig, A2POTrainer  # noqa: E402
+
+MINI_BATCH = 128
+
+
+class Clock(TrainerCallback):
+    """When each update began and ended."""
+    def __init__(self):
+        self.times = []
+
+    def on_step_begin(self, *_, **__):
+        self.times.append(time.perf_counter())
+
+    def on_train_end(self, *_, **__):
+        self.times.append(time.perf_counter())
+
+
+def graded(prompts, completions, answer, **_):
+    return [reward.gsm8k(text, a) for text, a in zip(completions, answer, strict=True)]
+
+
+def main(model, data, max_response_tokens, num_values, num_updates):
+    rows = [json.loads(line) for line in open(data)]
+    dataset = Dataset.from_list([{"prompt": r["prompt"], "answer": r["answer"]} for r in rows])
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    settings = A2POConfig(
+        output_dir="trl", per_device_train_batch_size=MINI_BATCH, max_steps=num_updates,
+        learning_rate=4e-4, beta1=0.5, beta2=1e-3, num_value_samples=8, filter_all_incorrect=False,
+        max_completion_length=max_response_tokens, gradient_checkpointing=False,
+        bf16=torch.cuda.is_available(), logging_steps=1, save_strategy="no", report_to="none",
+        disable_tqdm=True, seed=0, model_init_kwargs={"dtype": "float32"})
+    clock = Clock()
+    trainer = A2POTrainer(model=model, reward_funcs=graded, args=settings, train_dataset=dataset,
+                          processing_class=tokenizer, callbacks=[clock])
+    trainer.train_dataset = dataset.select(range(num_values))
+    begin = time.perf_counter()
+    trainer._estimate_optimal_values()
+    stage_1 = time.perf_counter() - begin
+    # Stage 2 looks V* up for every prompt: what stage 1 left out to save time has 0.
+    trainer._optimal_values = dict.fromkeys(dataset["prompt"], 0.0) | trainer._optimal_values
+    trainer.train_dataset = dataset
+    trainer.train()
+    updates = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
+    rewards = [m["reward"] for m in trainer.state.log_history if "reward" in m]
+    print(json.dumps({"stage_1": stage_1, "updates": updates, "rewards": rewards}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
