@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lib.arithmetic import BASE_MODEL
 from lib.cli import configure
 from lib.memory import estimate
 from model import LOGPS_CHUNK, Config, Qwen2
@@ -28,6 +29,9 @@ SIZES = {"0.5B": Config(),
          "7B": Config(vocab_size=152064, hidden_size=3584, num_hidden_layers=28,
                       num_attention_heads=28, num_key_value_heads=4, intermediate_size=18944,
                       tie_word_embeddings=False)}
+
+
+TINY = Config(vocab_size=257, **BASE_MODEL)  # the embedded task's
 
 
 def on_meta_device(config):

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.estimate import SIZES, on_meta_device
+from bench.estimate import SIZES, TINY, on_meta_device
 from lib.arithmetic import byte_tokenizer
-from lib.memory import estimate
+from lib.memory import available_host_memory, estimate
 from model import LOGPS_CHUNK, Qwen2
 
 import torch
@@ -45,6 +45,7 @@ ON_CPU = [("0.5B", 1, 8, 56, 0, CPU),
           ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True)),
           ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True, dtype="float32")),
           ("0.5B", 2, 16, 56, 0, CPU)]
+TINY_RUN = [("1M", 1, 8, 16, 0, CPU)]  # to see that this script works
 GPU = dict(dtype="bfloat16", checkpoint_activations=True, offload_optimizer=True)
 GPU_24 = GPU | dict(gpu_memory_utilization=0.12, micro_batch_tokens=8192)
 ON_GPU = [("1.5B", 1, 128, 1024, 24, GPU_24),
@@ -56,7 +57,7 @@ ON_GPU = [("1.5B", 1, 128, 1024, 24, GPU_24),
 def make_model(size):
     if not os.path.isdir(size):
         torch.manual_seed(0)
-        Qwen2(SIZES[size]).save_pretrained(size, torch.bfloat16)
+        Qwen2(SIZES.get(size, TINY)).save_pretrained(size, torch.bfloat16)
         byte_tokenizer().save_pretrained(size)
 
 
@@ -88,13 +89,18 @@ def main(runs):
     print(f"{'model':<6}{'processes':>10}  {'settings':<72}{'tokens':>7}{'estimated':>11}"
           f"{'measured':>10}{'ratio':>7}  seconds: gen  ref  train  sync", flush=True)
     for number, (size, processes, sequences, response, limit, settings) in enumerate(runs):
-        metrics = train(f"run{number}", size, processes, sequences, response, limit, settings)
         # A prompt such as "47+86=?" and a newline has 8 tokens.
         tokens = min(settings["micro_batch_tokens"], sequences // processes * (8 + response))
         on_device, on_host = estimate(
-            on_meta_device(SIZES[size]), processes, tokens, settings["dtype"], LOGPS_CHUNK,
+            on_meta_device(SIZES.get(size, TINY)), processes, tokens, settings["dtype"], LOGPS_CHUNK,
             *(settings.get(name, False) for name in ("checkpoint_activations", "offload_reference",
                                                      "offload_optimizer")))
+        host = sum(on_host.values()) * processes
+        if host > 0.9 * available_host_memory():
+            print(f"{size:<6}{processes:>10}  skipped: takes {host / 1e9:.0f} GB of host memory, "
+                  f"{available_host_memory() / 1e9:.0f} GB are available", flush=True)
+            continue
+        metrics = train(f"run{number}", size, processes, sequences, response, limit, settings)
         expected = sum(on_device.values()) / 1e9
         if not torch.cuda.is_available():
             expected += sum(on_host.values()) / 1e9  # all of it is this process's memory
@@ -112,5 +118,5 @@ if __name__ == "__main__":
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        main(ON_GPU if "--gpu" in sys.argv else ON_CPU)
+        main({"--gpu": ON_GPU, "--tiny": TINY_RUN}.get(sys.argv[-1], ON_CPU))
         os.chdir(REPO)

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if nvidia-smi -L >/dev/null 2>&1; then kind=gpu; else kind=cpu; fi
-stamp=.venv/ready-$kind-$(cat requirements*.txt constraints-cpu.txt | cksum | cut -d' ' -f1)
+stamp=.venv/ready-$kind-$(cat requirements*.txt constraints-*.txt | cksum | cut -d' ' -f1)
 if [ ! -e "$stamp" ]; then
     python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||

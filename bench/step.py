@@ -1,0 +1,195 @@
+"""Steps of stage 2 at the true shapes of Qwen2.5, with random weights: seconds, FLOPs, memory.
+
+    python bench/step.py                                        # 0.5B in float32, on a CPU
+    python bench/step.py --dtype=bfloat16 --compile=True
+    python bench/step.py --size=1.5B --dtype=bfloat16 --compile=True --batch_size=256 \
+        --mini_batch_size=128 --mean_tokens=400 --max_response_tokens=1024    # one 80 GB GPU
+
+The whole of train_apo.py runs, with responses of log-normal lengths, as real ones have: each
+request has a length of its own, at which it ends, whatever it samples. Other options go to
+train_apo.py (--checkpoint_activations=True, --micro_batch_tokens=8192 ...). MFU is the share of the
+machine's measured matrix rate that the training phase reaches with the operations that one forward
+and one backward pass need: no recomputed ones, and no padding.
+"""
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[0] = str(REPO)
+
+import reward  # noqa: E402
+import train_apo  # noqa: E402
+from bench.estimate import SIZES, TINY, on_meta_device  # noqa: E402
+from lib import memory  # noqa: E402
+from lib.arithmetic import byte_tokenizer  # noqa: E402
+from lib.cli import configure  # noqa: E402
+from lib.data import fingerprint_prompts, load_prompts  # noqa: E402
+from lib.distributed import all_host_threads, cuda, device, run_stage  # noqa: E402
+from lib.files import write_jsonl  # noqa: E402
+from lib.run import Run  # noqa: E402
+from lib.weights import fingerprint  # noqa: E402
+from model import LOGPS_CHUNK, Qwen2  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+size = "0.5B"            # or 1M, 1.5B, 3B, 7B
+steps = 3                # the first is not counted
+mean_tokens = 100        # of a response
+prompt_tokens = 80       # of every prompt
+# --------------------------------------------------------------------------------------------------
+
+DEFAULTS = {"model": "model", "batch_size": 16, "mini_batch_size": 8, "max_response_tokens": 256,
+            "lr": 1e-6, "eval_every": 1000, "eval_prompts": 1, "save_every": 0,
+            "entropy_coef": 1e-3, "logp_tolerance": 1.0}
+
+
+def make_inputs(constants):
+    """A model, prompts and values in the current folder."""
+    torch.manual_seed(0)
+    Qwen2(SIZES.get(size, TINY)).save_pretrained("model", getattr(torch, constants["dtype"]))
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained("model")
+    digits = np.random.default_rng(0).integers(10, size=(constants["batch_size"], prompt_tokens))
+    for split in ("train", "test"):
+        write_jsonl(f"data/arithmetic/{split}.jsonl",
+                    [{"id": f"{split}/{i}", "task": "arithmetic", "answer": "1",
+                      "prompt": "".join(map(str, row))} for i, row in enumerate(digits)])
+    rows = load_prompts("arithmetic", "train", tokenizer, 0, False, 10_000, reward.REWARDS)
+    ones = torch.ones(len(rows), 1)
+    os.makedirs("out/arithmetic")
+    torch.save({"ids": [row["id"] for row in rows], "rewards": ones, "lengths": ones.int(),
+                "finished": ones > 0, "v_star": ones[:, 0] / 2,
+                "meta": {"model": fingerprint("model"), "prompts": fingerprint_prompts(rows),
+                         "reward": reward.fingerprint(), "temperature": 1.0,
+                         "max_response_tokens": constants["max_response_tokens"]}},
+               "out/arithmetic/values.pt")
+
+
+def set_lengths(max_response_tokens):
+    """Let every request end after a number of tokens of its own."""
+    import rollout
+    original, rng = rollout.SamplingParams, np.random.default_rng(0)
+
+    def params(**settings):
+        length = rng.lognormal(np.log(mean_tokens) - 0.6 ** 2 / 2, 0.6)
+        settings["max_tokens"] = int(np.clip(length, 1, max_response_tokens))
+        return original(**settings, ignore_eos=True)
+
+    rollout.SamplingParams = params
+
+
+def matrix_rate(dtype):
+    """FLOP/s of a large matrix product, the median of nine."""
+    n = 8192 if cuda else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        a @ b
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return 2 * n ** 3 / statistics.median(seconds[3:])
+
+
+def model_flops(config, lengths, responses):
+    """Of a forward and a backward pass. lengths, responses: tokens of each sequence, and of its
+    response, for which alone logits are needed."""
+    layer = 2 * config.hidden_size * config.head_dim * (config.num_attention_heads
+                                                        + config.num_key_value_heads)
+    layer += 3 * config.hidden_size * config.intermediate_size
+    linear = config.num_hidden_layers * layer * sum(lengths)
+    head = config.vocab_size * config.hidden_size * sum(responses)
+    pairs = sum(n * (n + 1) / 2 for n in lengths)  # of a token and one that it attends to
+    width = config.num_attention_heads * config.head_dim
+    return 3 * 2 * (linear + head + 2 * config.num_hidden_layers * width * pairs)
+
+
+def main(folder, constants):
+    os.chdir(folder)
+    try:
+        measure(constants)
+    finally:  # the process ends without leaving the interpreter
+        shutil.rmtree(folder)
+
+
+def measure(constants):
+    config, dtype = SIZES.get(size, TINY), getattr(torch, constants["dtype"])
+    measured = {"flops": [], "weights": 0}
+    original_log, original_start = Run.log, Run.start
+
+    def start(run, engine, policy, *args, **kwargs):
+        with all_host_threads(constants["offload_optimizer"]):
+            measured["rate"] = matrix_rate(dtype)
+        original_start(run, engine, policy, *args, **kwargs)
+
+    def log(run, responses, *args, **kwargs):
+        tokens = [len(r.tokens) for r in responses]
+        measured["flops"].append(model_flops(config, [n + prompt_tokens for n in tokens], tokens))
+        original_log(run, responses, *args, **kwargs)
+
+    def chosen(model, shards, largest, *args):
+        measured["plan"] = tokens, recompute, _ = plan(model, shards, largest, *args)
+        measured["estimate"] = sum(sum(part.values()) for part in memory.estimate(
+            on_meta_device(config), shards, min(tokens, largest), constants["dtype"], LOGPS_CHUNK,
+            recompute, constants["offload_reference"], constants["offload_optimizer"],
+            constants["compile"])[:1 if cuda else 2])
+        return measured["plan"]
+
+    plan, train_apo.plan, Run.log, Run.start = train_apo.plan, chosen, log, start
+    make_inputs(constants)
+    set_lengths(constants["max_response_tokens"])
+    train_apo.main(constants)
+
+    with open("out/arithmetic/metrics.jsonl") as f:
+        rows = [json.loads(line) for line in f][1:]
+    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
+    print(f"\n{size}, {constants['dtype']}, compile={constants['compile']}, {name}: micro-batches "
+          f"of {measured['plan'][0]:,} tokens, recompute={measured['plan'][1]}")
+    median = {key: statistics.median(row[key] for row in rows) for key in rows[0]
+              if key.startswith("seconds") or key == "tokens"}
+    for phase in ("generate", "reference", "grade", "train", "sync"):
+        print(f"{phase:<22}{median[f'seconds_{phase}']:8.2f} s")
+    rest = [1 - sum(row[f"seconds_{phase}"] for phase in ("generate", "reference", "grade", "train",
+                                                          "sync")) / row["seconds_step"]
+            for row in rows]
+    print(f"{'step':<22}{median['seconds_step']:8.2f} s, everything else "
+          f"{statistics.median(rest):.2%}")
+    print(f"{'response tokens':<22}{median['tokens']:8.0f}, generated "
+          f"{median['tokens'] / median['seconds_generate']:,.0f} /s, trained "
+          f"{median['tokens'] / median['seconds_train']:,.0f} /s")
+    rates = [flops / row["seconds_train"] for flops, row in zip(measured["flops"][1:], rows,
+                                                                strict=True)]
+    print(f"{'training':<22}{statistics.median(rates) / 1e12:8.3f} TFLOP/s, MFU "
+          f"{statistics.median(rates) / measured['rate']:.1%} of {measured['rate'] / 1e12:.3f}")
+    weights = sum(p.numel() for p in on_meta_device(config).parameters()) * dtype.itemsize
+    source, target = (torch.full((weights,), i, dtype=torch.uint8, device=device) for i in (1, 2))
+    seconds = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        target.copy_(source)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    print(f"{'sync':<22}{weights / median['seconds_sync'] / 1e9:8.2f} GB/s, a plain copy "
+          f"{weights / min(seconds) / 1e9:.2f}")
+    print(f"{'memory':<22}{rows[-1]['memory_gb']:8.2f} GB, estimated "
+          f"{measured['estimate'] / 1e9:.2f}")
+
+
+if __name__ == "__main__":
+    own = [a for a in sys.argv[1:] if a[2:].split("=")[0] in globals()]
+    given = [a for a in sys.argv[1:] if a not in own]
+    sys.argv[1:] = own
+    configure(globals())
+    defaults = {**DEFAULTS, "max_steps": steps}
+    sys.argv[1:] = [f"--{name}={value}" for name, value in defaults.items()] + given
+    constants = configure(vars(train_apo))
+    run_stage(main, tempfile.mkdtemp(), constants, timeout_minutes=60)
