@@ -92,9 +92,9 @@ def main(runs):
         # A prompt such as "47+86=?" and a newline has 8 tokens.
         tokens = min(settings["micro_batch_tokens"], sequences // processes * (8 + response))
         on_device, on_host = estimate(
-            on_meta_device(SIZES.get(size, TINY)), processes, tokens, settings["dtype"], LOGPS_CHUNK,
-            *(settings.get(name, False) for name in ("checkpoint_activations", "offload_reference",
-                                                     "offload_optimizer")))
+            on_meta_device(SIZES.get(size, TINY)), processes, tokens, settings["dtype"],
+            LOGPS_CHUNK, *(settings.get(name, False) for name in (
+                "checkpoint_activations", "offload_reference", "offload_optimizer")))
         host = sum(on_host.values()) * processes
         if host > 0.9 * available_host_memory():
             print(f"{size:<6}{processes:>10}  skipped: takes {host / 1e9:.0f} GB of host memory, "

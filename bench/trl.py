@@ -122,7 +122,7 @@ def main():
     random_model("random")
     # Model, longest response, prompts of stage 1, updates of stage 2.
     workloads = {"embedded": ("data/arithmetic/model", 32, 1024, 24),
-                 "long tail": ("random", 512, 64, 8)}
+                 "long tail": ("random", 512, 128, 8)}
     print(f"{'seconds per 256 prompts':<26}{'TRL':>24}{'ours':>24}{'TRL / ours':>12}")
     for name, workload in workloads.items():
         if not {"embedded": embedded, "long tail": tail}[name]:

@@ -41,6 +41,7 @@ class State:
     timeout = 3600.0       # seconds without progress after which it is ended
     stop_signal = 0        # the latest SIGTERM or SIGINT that it got, 0: none
     stop_time = 0.0        # when it got that, in seconds of time.monotonic()
+    timer_start = 0.0      # when restart_timer last did so, likewise
     defer_signals = False  # whether a first signal only sets stop_signal, instead of interrupting
 
 
@@ -99,7 +100,9 @@ def restart_timer():
     """The process makes progress. If this isn't called for the timeout (and the 20 seconds in which
     the process group's own timeout may explain more), Python prints where each thread is and ends
     the process: this finds an endless loop in a single process or inside vLLM, too."""
-    faulthandler.dump_traceback_later(State.timeout + 20, exit=True, file=sys.__stderr__)
+    if time.monotonic() - State.timer_start > 1:  # it starts a thread: a millisecond
+        State.timer_start = time.monotonic()
+        faulthandler.dump_traceback_later(State.timeout + 20, exit=True, file=sys.__stderr__)
 
 
 def init_process_group(timeout_minutes=60.0):
