@@ -16,7 +16,9 @@ from lib.checkpoint import clean_checkpoints, find_checkpoint, load_checkpoint, 
 from lib.data import batch_at, fingerprint_prompts, sampling_seed, subset
 from lib.distributed import foreseen, set_phase
 from lib.files import atomic_dir, atomic_file, read_jsonl, write_jsonl
+from lib.memory import check_engine_share, choose, estimate
 from lib.run import Run, check_finite, sampler_error, warnings_about
+from model import Config, Qwen2
 
 import pytest
 import torch
@@ -457,3 +459,46 @@ def test_memory_or_disk_space_runs_out():
         assert remedy in foreseen(MemoryError())
     assert "no space left on the disk for f.pt" in foreseen(OSError(errno.ENOSPC, "full", "f.pt"))
     assert foreseen(ValueError("another")) is None
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+SHAPE_1_5B = Config(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12,
+                    intermediate_size=8960)
+SHAPE_3B = Config(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16,
+                  intermediate_size=11008)
+
+
+def on_meta_device(config):
+    with torch.device("meta"):
+        return Qwen2(config)
+
+
+def test_the_micro_batch_is_the_fastest_that_fits():
+    """Nothing is recomputed where there is room; the smallest is taken where nothing fits."""
+    shape = on_meta_device(SHAPE_1_5B)
+
+    def needs(tokens, recompute):
+        return estimate(shape, 1, tokens, "bfloat16", 2048, recompute, compile=True)
+
+    assert choose(needs, False, 200e9) == (16384, False)
+    assert choose(needs, False, 80e9) == (8192, False)
+    assert choose(needs, True, 80e9) == (16384, True)
+    assert choose(needs, False, 24e9) == (2048, True)
+    used = [sum(needs(*choice)[0].values()) for choice in ((16384, False), (8192, False))]
+    assert used[0] > 0.9 * 80e9 > used[1] > 50e9
+
+
+def test_an_engine_that_does_not_fit_beside_the_trainer():
+    """3B on one GPU of 80 GB keeps 14 bytes per parameter there while vLLM generates."""
+    shape = on_meta_device(SHAPE_3B)
+    constants = {"dtype": "bfloat16", "offload_optimizer": False, "offload_reference": False}
+    check_engine_share(shape, 1, 80e9, {**constants, "gpu_memory_utilization": 0.35})
+    check_engine_share(shape, 2, 80e9, {**constants, "gpu_memory_utilization": 0.5})
+    check_engine_share(shape, 1, 80e9, {**constants, "gpu_memory_utilization": 0.8,
+                                        "offload_optimizer": True})
+    with pytest.raises(ValueError, match="--gpu_memory_utilization=0.5: .* 43.2 GB of weights.*"
+                       "more than its 80.0 GB; --gpu_memory_utilization=0.42 would fit"):
+        check_engine_share(shape, 1, 80e9, {**constants, "gpu_memory_utilization": 0.5})
+    with pytest.raises(ValueError, match="set --offload_optimizer=True, or use more GPUs"):
+        check_engine_share(shape, 1, 24e9, {**constants, "gpu_memory_utilization": 0.5})
