@@ -45,7 +45,7 @@ mean_tokens = 100        # of a response
 prompt_tokens = 80       # of every prompt
 # --------------------------------------------------------------------------------------------------
 
-DEFAULTS = {"model": "model", "batch_size": 32, "mini_batch_size": 16, "max_response_tokens": 256,
+DEFAULTS = {"model": "model", "batch_size": 16, "mini_batch_size": 8, "max_response_tokens": 256,
             "lr": 1e-6, "eval_every": 1000, "eval_prompts": 1, "save_every": 0,
             "logp_tolerance": 1.0}
 
