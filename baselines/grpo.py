@@ -143,8 +143,10 @@ def main(constants):
     replicas = world_size // local_world_size if replicate_nodes else 1
     print(f"{len(rows):,} prompts, {len(rows) // batch_size} steps per epoch; {max_steps} steps of "
           f"{batch_size} prompts, processes: {world_size}")
-    with one_line_errors(), torch.device("meta"):
-        micro_tokens, recompute, pin = plan(Qwen2(config), world_size // replicas,
+    with torch.device("meta"):
+        shape = Qwen2(config)
+    with one_line_errors():
+        micro_tokens, recompute, pin = plan(shape, world_size // replicas,
                                             mini_batch_size * group_size // world_size * longest,
                                             LOGPS_CHUNK, constants)
 

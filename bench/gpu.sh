@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in pieces that each write their result at once: about 10 minutes on
-# one 80 GB GPU. Results: bench/gpu-results/*.log, or another folder:  bash bench/gpu.sh /some/folder
-# Without a GPU the same commands run at tiny shapes, to see that they work.
+# Everything that needs a GPU, in pieces that each write their result at once and have a limit of
+# seconds: about 10 minutes on one 80 GB GPU, in the activated environment. Results go to
+# bench/gpu-results/*.log, or to another folder:  bash bench/gpu.sh /some/folder
+# Without a GPU the same commands run at tiny shapes, to see that they work: 2 minutes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-bench/gpu-results}")
@@ -32,12 +33,12 @@ else
     rollout=(--repeats=1)
     fits=--tiny
 fi
-piece test_cuda 180 python -m pytest -q -x tests/test_cuda.py
-piece step 120 python bench/step.py "${shape[@]}" --compile=True
-piece step_plain 120 python bench/step.py "${shape[@]}"
-piece step_recompute 120 python bench/step.py "${shape[@]}" --compile=True \
+piece test_cuda 150 python -m pytest -q -x tests/test_cuda.py
+piece step 100 python bench/step.py "${shape[@]}" --compile=True
+piece step_plain 90 python bench/step.py "${shape[@]}"
+piece step_recompute 90 python bench/step.py "${shape[@]}" --compile=True \
     --checkpoint_activations=True --micro_batch_tokens=16384
-piece step_offload 150 python bench/step.py "${shape[@]}" --compile=True --offload_optimizer=True
-piece rollout 120 python bench/rollout.py "${rollout[@]}"
-piece fits 300 python bench/fits.py "$fits"
+piece step_offload 100 python bench/step.py "${shape[@]}" --compile=True --offload_optimizer=True
+piece rollout 60 python bench/rollout.py "${rollout[@]}"
+piece fits 150 python bench/fits.py "$fits"
 exit $failed

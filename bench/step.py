@@ -53,7 +53,8 @@ DEFAULTS = {"model": "model", "batch_size": 16, "mini_batch_size": 8, "max_respo
 def make_inputs(constants):
     """A model, prompts and values in the current folder."""
     torch.manual_seed(0)
-    Qwen2(SIZES.get(size, TINY)).save_pretrained("model", getattr(torch, constants["dtype"]))
+    with device:
+        Qwen2(SIZES.get(size, TINY)).save_pretrained("model", getattr(torch, constants["dtype"]))
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained("model")
     digits = np.random.default_rng(0).integers(10, size=(constants["batch_size"], prompt_tokens))

@@ -21,7 +21,7 @@ from contextlib import suppress
 from math import ceil, log2
 
 from lib.cli import check
-from lib.distributed import all_gather, cuda, local_world_size
+from lib.distributed import all_gather, cuda, device, local_world_size
 
 import torch
 
@@ -45,27 +45,27 @@ def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=F
     def pinned(bytes_per_number):
         return sum(2 ** ceil(log2(max(bytes_per_number * n / shards, 1))) for n in sizes)
 
-    device, host = {}, {}
+    on_device, on_host = {}, {}
     name = "weights, gradients and AdamW"
     if offload_optimizer:
-        host[name] = 2 * pinned(4) + 8 * total / shards
+        on_host[name] = 2 * pinned(4) + 8 * total / shards
     else:
-        device[name] = 16 * total / shards
+        on_device[name] = 16 * total / shards
     if offload_reference:
-        host["reference"] = pinned(b)
+        on_host["reference"] = pinned(b)
     else:
-        device["reference"] = b * total / shards
-    device["gathered"] = (2 * b + 4) * (root + 2 * layer)
+        on_device["reference"] = b * total / shards
+    on_device["gathered"] = (2 * b + 4) * (root + 2 * layer)
     # Of a layer, per token: two norms, each its input in float32 and its output; q, k, v and the
     # attention's output; the MLP's gate before and after silu, up, and their product.
     per_layer = tokens * (2 * (4 + b) * c.hidden_size + 4 * b * c.intermediate_size
                           + 2 * b * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim)
     inputs = tokens * c.num_hidden_layers * b * c.hidden_size
-    device["activations"] = (per_layer + inputs if checkpoint_activations
-                             else per_layer * c.num_hidden_layers)
+    on_device["activations"] = (per_layer + inputs if checkpoint_activations
+                                else per_layer * c.num_hidden_layers)
     chunk = min(tokens, logps_chunk) * (2 * b + (0 if compile else 3 * 4))
-    device["logits"] = c.vocab_size * (chunk + c.hidden_size * (4 if cuda else b))
-    return device, host
+    on_device["logits"] = c.vocab_size * (chunk + c.hidden_size * (4 if cuda else b))
+    return on_device, on_host
 
 
 def plan(model, shards, largest, logps_chunk, constants):
@@ -85,7 +85,7 @@ def plan(model, shards, largest, logps_chunk, constants):
 
     tokens, recompute = constants["micro_batch_tokens"], constants["checkpoint_activations"]
     if cuda:
-        card = min(all_gather(torch.cuda.get_device_properties(0).total_memory))
+        card = min(all_gather(torch.cuda.get_device_properties(device).total_memory))
         check_engine_share(model, shards, card, constants)
         if not tokens:
             tokens, recompute = choose(needs, recompute, card)

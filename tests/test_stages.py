@@ -137,9 +137,9 @@ def test_grpo_learns_arithmetic(workdir):
 
 @pytest.mark.slow
 def test_what_a_run_may_change_and_what_it_may_not(workdir):
-    """Other micro-batches change rounding only. A finished run says so; with another learning rate
-    or other values its folder is refused, by the name of what differs. Accuracy during training is
-    of the test rows."""
+    """Other micro-batches, compiled layers and recomputed activations change rounding only. A
+    finished run says so; with another learning rate or other values its folder is refused, by the
+    name of what differs. Accuracy during training is of the test rows."""
     run("train_apo.py", *SMALL, "--max_steps=6", "--save_every=0", cwd=workdir)
     assert os.listdir("out/arithmetic/ckpt") == []
     whole = metrics_of("out/arithmetic")
@@ -148,7 +148,7 @@ def test_what_a_run_may_change_and_what_it_may_not(workdir):
         json.dumps({**row, "id": f"test/{i}", "answer": "-1"}) + "\n"
         for i, row in enumerate(train[:16])))  # rows that nobody can solve
     run("train_apo.py", *SMALL, "--max_steps=6", "--save_every=2", "--micro_batch_tokens=100",
-        cwd=workdir)
+        "--compile=True", "--checkpoint_activations=True", cwd=workdir)
     for a, b in zip(whole, metrics_of("out/arithmetic"), strict=True):
         for key in ("loss", "kl", "reward", "grad_norm", "entropy"):
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6), key
