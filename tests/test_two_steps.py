@@ -45,14 +45,13 @@ llm = LLM(model, dtype="float32", max_model_len=64, enforce_eager=True, generati
 done = llm.generate([{"prompt_token_ids": p} for p in prompts],
                     [SamplingParams(n=1, temperature=temperature, max_tokens=max_tokens, seed=s)
                      for s in seeds])
-outputs = [request.outputs[0] for request in done]
-json.dump([[list(out.token_ids), out.text] for out in outputs], open("drawn.json", "w"))
+json.dump([list(request.outputs[0].token_ids) for request in done], open("drawn.json", "w"))
 """
 
 
 def sample(folder, model, prompts, seeds):
-    """[token ids, text] of a response to each prompt, from vLLM in a process of its own.
-    prompts: as token ids."""
+    """Token ids of a response to each prompt, from vLLM in a process of its own. prompts: as token
+    ids."""
     (folder / "sampler.py").write_text(SAMPLER)
     asked = [str(model), S.temperature, S.max_response_tokens, prompts, seeds]
     (folder / "asked.json").write_text(json.dumps(asked))
@@ -133,10 +132,11 @@ def two(base, tmp_path_factory):
     def draw(model, rows, seeds):
         prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
         drawn = sample(work, model, prompts, seeds)
+        texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
         return [SimpleNamespace(id=row["id"], prompt=prompt, response=response, text=text,
                                 finished=response[-1] == tokenizer.eos_token_id,
                                 reward=reward_of(text, row["answer"]))
-                for row, prompt, (response, text) in zip(rows, prompts, drawn, strict=True)]
+                for row, prompt, response, text in zip(rows, prompts, drawn, texts, strict=True)]
 
     def seeds_of(step):
         return [seed_of(S.seed, "stage 2", step, row["id"]) for row in batches[step]]
