@@ -123,7 +123,7 @@ def main(folder, constants):
 
 def measure(constants):
     config, dtype = SIZES.get(size, TINY), getattr(torch, constants["dtype"])
-    measured = {"flops": [], "weights": 0}
+    measured = {"flops": []}
     original_log, original_start = Run.log, Run.start
 
     def start(run, engine, policy, *args, **kwargs):

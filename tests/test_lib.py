@@ -199,6 +199,9 @@ def test_micro_batches_are_filled_evenly(limit, ranks):
     every = [group for groups in filled for group in groups]
     assert sorted(i for group in every for i in group) == list(index)
     assert all(sum(lengths[i] for i in g) <= limit or len(g) == 1 for g in every)
+    if ranks == 1:  # neighbours in length share a micro-batch
+        in_order = [lengths[i] for group in every for i in group]
+        assert in_order == sorted(in_order, reverse=True)
     if limit > 64:
         assert len(every) < 1.1 * total / limit + 1 + ranks
     if limit == 700:
