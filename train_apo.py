@@ -78,7 +78,7 @@ keep_checkpoints = 2             # so many of the newest stay in <out>/ckpt
 resume = True                    # continue from the newest; False: start anew and delete them
 # the machine
 dtype = "float32"                # of computation, float32 or bfloat16; master weights are float32
-compile = False                  # fuse elementwise operations: faster, after a minute's work
+compile = False                  # torch.compile: faster steps, but the first takes a minute more
 micro_batch_tokens = 0           # tokens in one forward and backward pass, on each rank; 0: choose
 checkpoint_activations = False   # recompute activations in backward: slower, far less memory
 offload_reference = False        # keep the reference in host memory
