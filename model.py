@@ -369,6 +369,15 @@ class Qwen2(nn.Module):
         """
         return self(input_ids, cu_seqlens, temperature, response_mask, entropy)
 
+    def keep_whole(self, on):
+        """Between the micro-batches of an update, keep the weights gathered and add up whole
+        gradients, in float32, instead of sharding both after each. All ranks call it, with False
+        before an update's last micro-batch. Only for a sharded model."""
+        self.set_requires_gradient_sync(not on)
+        self.set_reshard_after_backward(not on)
+        for layer in self.model.layers:  # the root is never resharded after forward
+            layer.set_reshard_after_forward(not on)
+
     def compile_layers(self):
         """Let torch.compile fuse norms, rotary embedding, SwiGLU and softmax. The first forward and
         the first backward pass take up to a minute longer."""

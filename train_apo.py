@@ -150,9 +150,8 @@ def main(constants):
     with torch.device("meta"):
         shape = Qwen2(config)
     with one_line_errors():
-        micro_tokens, recompute, pin = plan(shape, world_size // replicas,
-                                            mini_batch_size // world_size * longest, LOGPS_CHUNK,
-                                            constants)
+        memory = plan(shape, world_size // replicas, mini_batch_size // world_size * longest,
+                      LOGPS_CHUNK, constants)
 
     # ---- engine, policy, reference, optimizer ----
     set_phase("building the engine")
@@ -161,11 +160,11 @@ def main(constants):
         engine = Engine(path, dtype, longest, gpu_memory_utilization, tp)
     engine.sleep()
     compute_dtype = getattr(torch, dtype)
-    shard = partial(shard_model, compute_dtype=compute_dtype, pin=pin, replicas=replicas)
+    shard = partial(shard_model, compute_dtype=compute_dtype, pin=memory.pin, replicas=replicas)
     set_phase("loading the policy")
     policy = Qwen2.from_pretrained(path, torch.float32, "cpu" if offload_optimizer else device,
                                    partial(shard, offload=offload_optimizer))
-    policy.checkpoint_activations = recompute
+    policy.checkpoint_activations = memory.recompute
     set_phase("loading the reference")
     reference = Qwen2.from_pretrained(path, compute_dtype, "cpu" if offload_reference else device,
                                       partial(shard, offload=offload_reference))
@@ -195,7 +194,7 @@ def main(constants):
 
         # ---- log-probabilities under the reference, in the micro-batches of training ----
         with run.phase("reference"), torch.no_grad():
-            updates = make_updates(batch, responses, mini_batch_size, micro_tokens)
+            updates = make_updates(batch, responses, mini_batch_size, memory.micro_batch_tokens)
             micro_batches = [micro for update in updates for micro in update.micro_batches]
             for micro in micro_batches:
                 micro.ref_logps = reference.token_logps(micro.input_ids, micro.cu_seqlens,
@@ -216,6 +215,7 @@ def main(constants):
             # importance ratio: the target r - V* is what the log-ratio should be for any y.
             for update in updates:
                 for micro in update.micro_batches:
+                    policy.keep_whole(memory.keep_whole and micro is not update.micro_batches[-1])
                     # The logits are divided by the temperature, as vLLM did: pi is what is sampled.
                     logps, entropy = policy.token_logps(
                         micro.input_ids, micro.cu_seqlens, temperature, micro.response_mask,

@@ -146,9 +146,8 @@ def main(constants):
     with torch.device("meta"):
         shape = Qwen2(config)
     with one_line_errors():
-        micro_tokens, recompute, pin = plan(shape, world_size // replicas,
-                                            mini_batch_size * group_size // world_size * longest,
-                                            LOGPS_CHUNK, constants)
+        memory = plan(shape, world_size // replicas,
+                      mini_batch_size * group_size // world_size * longest, LOGPS_CHUNK, constants)
 
     # ---- engine, policy, reference, optimizer ----
     set_phase("building the engine")
@@ -157,11 +156,11 @@ def main(constants):
         engine = Engine(path, dtype, longest, gpu_memory_utilization, tp)
     engine.sleep()
     compute_dtype = getattr(torch, dtype)
-    shard = partial(shard_model, compute_dtype=compute_dtype, pin=pin, replicas=replicas)
+    shard = partial(shard_model, compute_dtype=compute_dtype, pin=memory.pin, replicas=replicas)
     set_phase("loading the policy")
     policy = Qwen2.from_pretrained(path, torch.float32, "cpu" if offload_optimizer else device,
                                    partial(shard, offload=offload_optimizer))
-    policy.checkpoint_activations = recompute
+    policy.checkpoint_activations = memory.recompute
     set_phase("loading the reference")
     reference = Qwen2.from_pretrained(path, compute_dtype, "cpu" if offload_reference else device,
                                       partial(shard, offload=offload_reference))
@@ -192,7 +191,8 @@ def main(constants):
 
         # ---- log-probabilities under the reference, in the micro-batches of training ----
         with run.phase("reference"), torch.no_grad():
-            updates = make_updates(batch, responses, mini_batch_size * group_size, micro_tokens)
+            updates = make_updates(batch, responses, mini_batch_size * group_size,
+                                   memory.micro_batch_tokens)
             micro_batches = [micro for update in updates for micro in update.micro_batches]
             for micro in micro_batches:
                 micro.ref_logps = reference.token_logps(micro.input_ids, micro.cu_seqlens,
@@ -213,6 +213,7 @@ def main(constants):
             # From the second update on, y comes from a slightly older policy: hence the ratio.
             for update in updates:
                 for micro in update.micro_batches:
+                    policy.keep_whole(memory.keep_whole and micro is not update.micro_batches[-1])
                     # The logits are divided by the temperature, as vLLM did: pi is what is sampled.
                     logps, entropy = policy.token_logps(
                         micro.input_ids, micro.cu_seqlens, temperature, micro.response_mask,

@@ -12,6 +12,7 @@ a smaller card would: the sleeping engine's room still counts.
 """
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,12 +30,13 @@ import torch
 REPO = Path(__file__).resolve().parent.parent
 # Runs a script in this process: arguments are GB, the script, its constants.
 LIMITED = """
-import runpy, sys, torch
-limit, sys.argv = float(sys.argv[1]), sys.argv[2:]
+import runpy, sys
+limit, sys.argv = 1e9 * float(sys.argv[1]), sys.argv[2:]
 sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-if torch.cuda.is_available():
-    torch.cuda.set_per_process_memory_fraction(
-        limit * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+from lib import memory
+import torch
+torch.cuda.set_per_process_memory_fraction(limit / memory.card_memory())
+memory.card_memory = lambda: limit
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # Model, processes, sequences in a mini-batch, tokens of a response, limit in GB (0: none),
@@ -66,10 +68,12 @@ def call(*command):
                           stderr=subprocess.STDOUT)
     if done.returncode:
         sys.exit(done.stdout[-5000:])
+    return done.stdout
 
 
 def train(out, size, processes, sequences, response, limit, settings):
-    """One short run in the folder `out`. Returns the last line of its metrics."""
+    """One short run in the folder `out`. Returns the GB that it estimated, and the last line of its
+    metrics."""
     make_model(size)
     shared = [f"--model={size}", f"--out={out}", f"--max_response_tokens={response}",
               f"--dtype={settings['dtype']}"]
@@ -77,11 +81,14 @@ def train(out, size, processes, sequences, response, limit, settings):
          "--samples_per_prompt=1",
          f"--gpu_memory_utilization={settings.get('gpu_memory_utilization', 0.5)}")
     torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    call(sys.executable, *(["-c", LIMITED, limit] if limit else torchrun), REPO / "train_apo.py",
-         *shared, f"--batch_size={2 * sequences}", f"--mini_batch_size={sequences}",
-         f"--max_steps={3 if limit else 1}", "--eval_prompts=1", "--save_every=0",
-         *(f"--{name}={value}" for name, value in settings.items()))
-    return json.loads(Path(out, "metrics.jsonl").read_text().splitlines()[-1])
+    output = call(
+        sys.executable, *(["-c", LIMITED, limit] if limit else torchrun), REPO / "train_apo.py",
+        *shared, f"--batch_size={2 * sequences}", f"--mini_batch_size={sequences}",
+        f"--max_steps={3 if limit else 1}", "--eval_prompts=1", "--save_every=0",
+        *(f"--{name}={value}" for name, value in settings.items()))
+    gb, unit = re.search(r"each process needs about ([\d.]+) ([GM])B", output).groups()
+    return (float(gb) / (1 if unit == "G" else 1000),
+            json.loads(Path(out, "metrics.jsonl").read_text().splitlines()[-1]))
 
 
 def main(runs):
@@ -91,7 +98,7 @@ def main(runs):
     for number, (size, processes, sequences, response, limit, settings) in enumerate(runs):
         # A prompt such as "47+86=?" and a newline has 8 tokens.
         tokens = min(settings["micro_batch_tokens"], sequences // processes * (8 + response))
-        on_device, on_host = estimate(
+        _, on_host = estimate(
             on_meta_device(SIZES.get(size, TINY)), processes, tokens, settings["dtype"],
             LOGPS_CHUNK, *(settings.get(name, False) for name in (
                 "checkpoint_activations", "offload_reference", "offload_optimizer")))
@@ -100,10 +107,8 @@ def main(runs):
             print(f"{size:<6}{processes:>10}  skipped: takes {host / 1e9:.0f} GB of host memory, "
                   f"{available_host_memory() / 1e9:.0f} GB are available", flush=True)
             continue
-        metrics = train(f"run{number}", size, processes, sequences, response, limit, settings)
-        expected = sum(on_device.values()) / 1e9
-        if not torch.cuda.is_available():
-            expected += sum(on_host.values()) / 1e9  # all of it is this process's memory
+        expected, metrics = train(f"run{number}", size, processes, sequences, response, limit,
+                                  settings)
         on = (name for name, value in settings.items() if value is True)
         shown = ", ".join([settings["dtype"], *on])
         measured = metrics["memory_gb"]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in pieces that each write their result at once and have a limit of
-# seconds: about 10 minutes on one 80 GB GPU, in the activated environment. Results go to
-# bench/gpu-results/*.log, or to another folder:  bash bench/gpu.sh /some/folder
+# seconds, the most important first: at most half an hour on one 80 GB GPU, in the activated
+# environment. Results go to bench/gpu-results/*.log, or to another folder:
+#     bash bench/gpu.sh /some/folder
 # Without a GPU the same commands run at tiny shapes, to see that they work: 2 minutes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +26,7 @@ piece() {  # name, seconds that it may take, command
 if nvidia-smi -L >/dev/null 2>&1; then
     shape=(--size=1.5B --dtype=bfloat16 --mean_tokens=400 --max_response_tokens=1024
            --batch_size=256 --mini_batch_size=128 --steps=3)
-    rollout=(--size=1.5B --dtype=bfloat16 --mean_tokens=400 --max_tokens=1024 --repeats=3)
+    rollout=(--size=1.5B --dtype=bfloat16 --mean_tokens=400 --max_tokens=1024 --repeats=2)
     fits=--gpu
 else
     shape=(--size=1M --mean_tokens=8 --prompt_tokens=8 --max_response_tokens=12 --batch_size=4
@@ -33,12 +34,13 @@ else
     rollout=(--repeats=1)
     fits=--tiny
 fi
-piece test_cuda 150 python -m pytest -q -x tests/test_cuda.py
-piece step 100 python bench/step.py "${shape[@]}" --compile=True
-piece step_plain 90 python bench/step.py "${shape[@]}"
-piece step_recompute 90 python bench/step.py "${shape[@]}" --compile=True \
+# Building the engine takes 45 s of each, the first compiled step 36 s.
+piece step 180 python bench/step.py "${shape[@]}" --compile=True
+piece rollout 180 python bench/rollout.py "${rollout[@]}"
+piece test_cuda 450 python -m pytest -q tests/test_cuda.py
+piece step_plain 150 python bench/step.py "${shape[@]}"
+piece step_recompute 150 python bench/step.py "${shape[@]}" --compile=True \
     --checkpoint_activations=True --micro_batch_tokens=16384
-piece step_offload 100 python bench/step.py "${shape[@]}" --compile=True --offload_optimizer=True
-piece rollout 60 python bench/rollout.py "${rollout[@]}"
-piece fits 150 python bench/fits.py "$fits"
+piece step_offload 180 python bench/step.py "${shape[@]}" --compile=True --offload_optimizer=True
+piece fits 500 python bench/fits.py "$fits"
 exit $failed

@@ -137,11 +137,11 @@ def measure(constants):
         original_log(run, responses, *args, **kwargs)
 
     def chosen(model, shards, largest, *args):
-        measured["plan"] = tokens, recompute, _ = plan(model, shards, largest, *args)
+        measured["plan"] = tokens, recompute, keep_whole, _ = plan(model, shards, largest, *args)
         measured["estimate"] = sum(sum(part.values()) for part in memory.estimate(
             on_meta_device(config), shards, min(tokens, largest), constants["dtype"], LOGPS_CHUNK,
             recompute, constants["offload_reference"], constants["offload_optimizer"],
-            constants["compile"])[:1 if cuda else 2])
+            constants["compile"], keep_whole)[:1 if cuda else 2])
         return measured["plan"]
 
     plan, train_apo.plan, Run.log, Run.start = train_apo.plan, chosen, log, start
@@ -153,7 +153,8 @@ def measure(constants):
         rows = [json.loads(line) for line in f][1:]
     name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
     print(f"\n{size}, {constants['dtype']}, compile={constants['compile']}, {name}: micro-batches "
-          f"of {measured['plan'][0]:,} tokens, recompute={measured['plan'][1]}")
+          f"of {measured['plan'].micro_batch_tokens:,} tokens, recompute="
+          f"{measured['plan'].recompute}, keep_whole={measured['plan'].keep_whole}")
     median = {key: statistics.median(row[key] for row in rows) for key in rows[0]
               if key.startswith("seconds") or key == "tokens"}
     for phase in ("generate", "reference", "grade", "train", "sync"):

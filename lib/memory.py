@@ -10,8 +10,10 @@ dtype (bfloat16: 2), T tokens in a micro-batch:
                                 (pinned host memory rounds each tensor up to a power of two bytes)
     gathered                    root (embeddings, head) and two layers: weights and gradients in b,
                                 and gradients in 4 on their way to be reduced
-    activations                 what backward needs of every layer; with checkpoint_activations of
-                                one layer, and every layer's input
+    whole                       with keep_whole weights in b N and gradients in 4 N, which are
+                                sharded at the end of an update only
+    activations                 what backward needs of every layer, less of it if compiled; with
+                                checkpoint_activations of one layer, and every layer's input
     logits                      of one chunk of tokens: logits and their gradient in b, and unless
                                 compiled three times in 4; the chunk's part of the head's gradient
 
@@ -19,6 +21,7 @@ bench/RESULTS.md holds it against measurements.
 """
 from contextlib import suppress
 from math import ceil, log2
+from typing import NamedTuple
 
 from lib.cli import check
 from lib.distributed import all_gather, cuda, device, local_world_size
@@ -29,8 +32,16 @@ import torch
 CHOICES = ((16384, False), (8192, False), (16384, True), (8192, True), (4096, True), (2048, True))
 
 
+class Plan(NamedTuple):
+    """What plan() decides."""
+    micro_batch_tokens: int
+    recompute: bool    # activations, in backward
+    keep_whole: bool   # weights and gradients, between an update's micro-batches
+    pin: bool          # offloaded memory: the host has room, although each tensor is rounded up
+
+
 def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=False,
-             offload_reference=False, offload_optimizer=False, compile=False):
+             offload_reference=False, offload_optimizer=False, compile=False, keep_whole=False):
     """({part: bytes} on the device, the same in host memory) at the peak of a training step.
 
     model: a Qwen2, on the meta device; shards: processes that share one copy of it; tokens: in a
@@ -56,9 +67,14 @@ def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=F
     else:
         on_device["reference"] = b * total / shards
     on_device["gathered"] = (2 * b + 4) * (root + 2 * layer)
+    if keep_whole:  # while these gradients exist, the sharded ones, counted above, do not
+        sharded = 0 if offload_optimizer else 4 / shards
+        on_device["whole"] = round((b + 4 - sharded) * total)
     # Of a layer, per token: two norms, each its input in float32 and its output; q, k, v and the
-    # attention's output; the MLP's gate before and after silu, up, and their product.
-    per_layer = tokens * (2 * (4 + b) * c.hidden_size + 4 * b * c.intermediate_size
+    # attention's output; the MLP's gate before and after silu, up, and their product. What is
+    # compiled computes one of the last four again.
+    of_mlp = (3 if compile else 4) * b * c.intermediate_size
+    per_layer = tokens * (2 * (4 + b) * c.hidden_size + of_mlp
                           + 2 * b * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim)
     inputs = tokens * c.num_hidden_layers * b * c.hidden_size
     on_device["activations"] = (per_layer + inputs if checkpoint_activations
@@ -69,8 +85,7 @@ def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=F
 
 
 def plan(model, shards, largest, logps_chunk, constants):
-    """(micro_batch_tokens, checkpoint_activations, pin) of a training run, printed with the memory
-    it takes. pin: whether the host has room for pinned memory, which is rounded up.
+    """The Plan of a training run, printed with the memory it takes.
 
     model: a Qwen2, on the meta device; shards: processes that share one copy of it; largest: tokens
     that a process can have in a mini-batch; constants: the script's. micro_batch_tokens = 0 means
@@ -79,34 +94,39 @@ def plan(model, shards, largest, logps_chunk, constants):
     """
     offload = constants["offload_reference"], constants["offload_optimizer"]
 
-    def needs(tokens, recompute):
+    def needs(tokens, recompute, keep_whole=False):
         return estimate(model, shards, min(tokens, largest), constants["dtype"], logps_chunk,
-                        recompute, *offload, constants["compile"])
+                        recompute, *offload, constants["compile"], keep_whole)
+
+    def fits(*choice):
+        # A tenth for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.
+        return sum(needs(*choice)[0].values()) < 0.9 * room
 
     tokens, recompute = constants["micro_batch_tokens"], constants["checkpoint_activations"]
     if cuda:
-        card = min(all_gather(torch.cuda.get_device_properties(device).total_memory))
-        check_engine_share(model, shards, card, constants)
+        room = min(all_gather(card_memory()))
+        check_engine_share(model, shards, room, constants)
         if not tokens:
-            tokens, recompute = choose(needs, recompute, card)
-    # Without a GPU short sequences in a micro-batch of their own need less padding.
-    tokens = tokens or 8192
-    on_device, on_host = needs(tokens, recompute)
+            tokens, recompute = choose(fits, recompute)
+    else:
+        room = min(all_gather(available_host_memory())) / local_world_size
+        # Short sequences in a micro-batch of their own need less padding.
+        tokens = tokens or 8192
+    keep_whole = largest > tokens and fits(tokens, recompute, True)
+    on_device, on_host = needs(tokens, recompute, keep_whole)
     in_host_memory = f", and {in_words(on_host)} of host memory" if on_host else ""
     print(f"micro-batches of {tokens:,} tokens, activations {'recomputed' if recompute else 'kept'}"
           f"\neach process needs about {in_words(on_device)} beside its engine{in_host_memory}",
           flush=True)
     pin = sum(on_host.values()) * local_world_size < 0.8 * available_host_memory()
-    return tokens, recompute, pin
+    return Plan(tokens, recompute, keep_whole, pin)
 
 
-def choose(needs, recompute, card):
-    """The first of CHOICES that fits `card` bytes, or the last. needs(*choice): as estimate();
-    recompute: only choices that recompute activations."""
+def choose(fits, recompute):
+    """The first of CHOICES for which fits(*choice), or the last. recompute: only choices that
+    recompute activations."""
     choices = [choice for choice in CHOICES if choice[1] or not recompute]
-    # A tenth for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.
-    fitting = [choice for choice in choices if sum(needs(*choice)[0].values()) < 0.9 * card]
-    return (fitting or choices[-1:])[0]
+    return next((choice for choice in choices if fits(*choice)), choices[-1])
 
 
 def check_engine_share(model, shards, card, constants):
@@ -129,6 +149,11 @@ def in_words(parts):
     def gb(size):
         return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
     return f"{gb(sum(parts.values()))} ({', '.join(f'{k} {gb(v)}' for k, v in parts.items())})"
+
+
+def card_memory():
+    """Bytes of this rank's GPU."""
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def memory_in_use():

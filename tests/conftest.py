@@ -18,7 +18,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
-os.environ["PYTHONPATH"] = str(REPO)  # for the processes that tests start in other folders
+# For the processes that tests start in other folders.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
 
 from model import Config, Qwen2  # noqa: E402
 

@@ -195,19 +195,23 @@ def whole_gradients(sharded):
 
 def test_a_sharded_model_is_the_same_model(one_process, tmp_path):
     """FSDP in one process: the plain model's log-probabilities, gradients (of two micro-batches,
-    with recomputed activations, as in training) and files."""
+    with recomputed activations, as in training, kept whole in between or not) and files."""
     plain = random_model(tiny_config())
     plain.save_pretrained(tmp_path / "a")
     sharded = Qwen2.from_pretrained(tmp_path / "a", shard=lambda m: shard_model(m, torch.float32))
     torch.testing.assert_close(plain.token_logps(*packed([6, 9], 300)),
                                sharded.token_logps(*packed([6, 9], 300)))
     sharded.checkpoint_activations = True
-    for m in (plain, sharded):
+    for m, keep_whole in ((plain, None), (sharded, False), (sharded, True), (sharded, False)):
+        m.zero_grad()
         for length in (6, 9):
+            if m is sharded:
+                m.keep_whole(keep_whole and length == 6)
             logps, entropy = m.token_logps(*packed([length], 300, seed=length), entropy=True)
             (logps.sum() + entropy.sum()).backward()
-    assert_close_gradients(whole_gradients(sharded),
-                           {name: p.grad for name, p in plain.named_parameters()})
+        if m is sharded:
+            assert_close_gradients(whole_gradients(sharded),
+                                   {name: p.grad for name, p in plain.named_parameters()})
     sharded.save_pretrained(tmp_path / "b")
     again = dict(Qwen2.from_pretrained(tmp_path / "b").named_parameters())
     assert all(torch.equal(p, again[name]) for name, p in plain.named_parameters())
@@ -228,7 +232,7 @@ def test_bfloat16_is_for_computation_only(one_process, tmp_path):
     batches = [packed([length], 300, seed=length) for length in (6, 9)]
     each = [gradients(half, half.token_logps(*batch).sum()) for batch in batches]
     for last, batch in enumerate(batches):
-        sharded.set_requires_gradient_sync(bool(last))
+        sharded.keep_whole(not last)
         sharded.token_logps(*batch).sum().backward()
     for name, grad in whole_gradients(sharded).items():
         assert grad.dtype == torch.float32
