@@ -1,11 +1,13 @@
-"""Measure models on a task's held-out prompts: greedy accuracy, avg@k, pass@k, with 95% intervals.
+"""Measure models on tasks' held-out prompts: greedy accuracy, avg@k, pass@k, with 95% intervals.
 
     python evaluate.py                                    # arithmetic, before and after training
-    torchrun --nproc_per_node=8 evaluate.py config/math.py --model=Qwen/Qwen2.5-1.5B,out/math/model
+    torchrun --nproc_per_node=8 evaluate.py config/math.py --task=math500,minerva_math,amc23 \
+        --model=Qwen/Qwen2.5-1.5B,out/math/model
 
-Several models of one shape, separated by commas, stand side by side in the table: the engine is
-built with the first, the weights of the others replace it. Results go to <model>/eval.json, by
-task; beside the model of a training run, a picture of the run goes to curves.png.
+Several models of one shape, separated by commas, stand side by side in each task's table: the
+engine is built with the first, the weights of the others replace it. Results go to
+<model>/eval.json, by task; beside the model of a training run, a picture of the run goes to
+curves.png.
 
 avg@k is the mean accuracy of k samples per prompt; pass@k the probability that at least one of k is
 right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
@@ -36,7 +38,7 @@ import numpy as np
 import torch
 
 model = "data/arithmetic/model,out/arithmetic/model"  # one or several: local folders or hub names
-task = "arithmetic"           # data/<task>/test.jsonl
+task = "arithmetic"           # one or several: data/<task>/test.jsonl
 samples_per_prompt = 8        # for avg@k and pass@k; 0: greedy only
 max_prompts = 0               # use a random subset of so many prompts; 0: all
 max_prompt_tokens = 0         # longest prompt; 0: as long as the model's context allows
@@ -146,10 +148,10 @@ def kl_divergence(path, other, rows, samples):
             "kl_per_token": kl.sum().item() / sum(map(len, responses)), "kl_to": other}
 
 
-def print_table(names, all_results):
-    """Models side by side, one row per measure."""
+def print_table(title, names, all_results):
+    """Models side by side, one row per measure. all_results: one dictionary per model."""
     width = max(24, *(len(name) + 2 for name in names))
-    print(f"\n{'':<22}" + "".join(f"{name:>{width}}" for name in names))
+    print(f"\n{title:<22}" + "".join(f"{name:>{width}}" for name in names))
     formats = {"truncated": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}",
                "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
     for key in all_results[0]:
@@ -166,53 +168,64 @@ def print_table(names, all_results):
         print(f"{key.replace('_', ' '):<22}" + "".join(f"{cell:>{width}}" for cell in cells))
 
 
+def read_inputs(name, tasks):
+    """(path, {task: rows}, eval.json's path and contents, (config, EOS)) of a model.
+
+    Raises OSError or ValueError.
+    """
+    path, config, tokenizer = open_model(name)
+    context = config.max_position_embeddings - max_response_tokens
+    rows = {t: subset(load_prompts(t, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
+                                   context, reward.REWARDS), max_prompts, seed=0) for t in tasks}
+    folder = name if os.path.isdir(name) else os.path.join("out", "eval", name)
+    file, saved = os.path.join(folder, "eval.json"), {}
+    if os.path.exists(file):
+        with open(file) as f:
+            try:
+                saved = json.load(f)
+            except ValueError as e:
+                raise ValueError(f"{file}: not valid JSON ({e}); move it away") from None
+    return path, rows, file, saved, (config, tokenizer.eos_token_id)
+
+
 def main():
-    names, plans, shapes = [name.strip() for name in model.split(",")], [], []
+    names, tasks = ([x.strip() for x in several.split(",")] for several in (model, task))
     with one_line_errors():  # everything is checked before the first model is sampled
         check_settings(dtype, max_response_tokens=max_response_tokens, tp=tp)
         check(samples_per_prompt or not kl_to, "--kl_to needs --samples_per_prompt of 1 or more")
         other = find_model(kl_to) if kl_to else None
-        for name in names:
-            path, config, tokenizer = open_model(name)
-            context = config.max_position_embeddings - max_response_tokens
-            rows = load_prompts(task, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
-                                context, reward.REWARDS)
-            folder = name if os.path.isdir(name) else os.path.join("out", "eval", name)
-            file, saved = os.path.join(folder, "eval.json"), {}
-            if os.path.exists(file):
-                with open(file) as f:
-                    try:
-                        saved = json.load(f)
-                    except ValueError as e:
-                        raise ValueError(f"{file}: not valid JSON ({e}); move it away") from None
-            plans.append((path, subset(rows, max_prompts, seed=0), file, saved))
-            shapes.append((config, tokenizer.eos_token_id))
-            check(shapes[-1] == shapes[0], f"{name} has another shape or end-of-text token than "
+        plans = [read_inputs(name, tasks) for name in names]
+        first = plans[0]
+        for name, plan in zip(names, plans, strict=True):
+            check(plan[-1] == first[-1], f"{name} has another shape or end-of-text token than "
                   f"{names[0]}; evaluate them one at a time")
 
     set_phase("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
     with one_line_errors():
-        longest = max(len(row["tokens"]) for row in plans[0][1]) + max_response_tokens
-        engine = Engine(plans[0][0], dtype, longest, gpu_memory_utilization, tp)
-    all_results = []
-    for name, (path, rows, file, saved) in zip(names, plans, strict=True):
-        set_phase(f"evaluating {name}")
-        if all_results:
-            engine.sync(read_weights(path, config.tie_word_embeddings))
-        results, samples = measure(engine, rows)
-        if other:
-            set_phase(f"KL of {name}")
-            engine.sleep()
-            results.update(kl_divergence(path, other, rows, samples))
-        all_results.append(results)
-        saved[task] = {**results, "samples_per_prompt": samples_per_prompt, "seed": seed,
-                       "temperature": temperature, "max_response_tokens": max_response_tokens,
-                       "dtype": dtype}
-        if rank == 0:
-            with atomic_file(file) as f:
-                json.dump(saved, f, indent=2)
-    print_table(names, all_results)
+        longest = max(len(row["tokens"]) for rows in first[1].values() for row in rows)
+        engine = Engine(first[0], dtype, longest + max_response_tokens, gpu_memory_utilization, tp)
+    tables, tied, loaded = {t: [] for t in tasks}, first[-1][0].tie_word_embeddings, first[0]
+    for name, (path, all_rows, file, saved, _) in zip(names, plans, strict=True):
+        for t, rows in all_rows.items():
+            set_phase(f"evaluating {name} on {t}")
+            if engine.asleep or path != loaded:
+                engine.sync(read_weights(path, tied))
+                loaded = path
+            results, samples = measure(engine, rows)
+            if other:
+                set_phase(f"KL of {name} on {t}")
+                engine.sleep()
+                results.update(kl_divergence(path, other, rows, samples))
+            tables[t].append(results)
+            saved[t] = {**results, "samples_per_prompt": samples_per_prompt, "seed": seed,
+                        "temperature": temperature, "max_response_tokens": max_response_tokens,
+                        "dtype": dtype}
+            if rank == 0:
+                with atomic_file(file) as f:
+                    json.dump(saved, f, indent=2)
+    for t, all_results in tables.items():
+        print_table(t, names, all_results)
     for name in names:
         run = os.path.dirname(os.path.normpath(name))
         if rank == 0 and os.path.isfile(os.path.join(run, "metrics.jsonl")):

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lib.answers
-from lib.answers import is_equivalent
+from lib.answers import is_equivalent, last_boxed
+from tasks import TASKS
 
 answer_limit = 2.0         # seconds that grading one answer may take; most take 0.0001
 memory_limit = 2 * 2**30   # bytes of address space of a grading process
@@ -50,29 +51,7 @@ def math(response, answer, finished=True):
     return float(finished and boxed is not None and is_equivalent(boxed, answer))
 
 
-REWARDS = {"arithmetic": gsm8k, "gsm8k": gsm8k, "math": math}  # a data row's "task": its reward
-
-
-def last_boxed(text):
-    r"""The final answer in a response: what the last `\boxed{...}` or `\fbox{...}` holds, or None.
-
-    The last one, since a response may correct itself; the text after it is ignored. `\boxed 5`
-    holds the next word. If the last box isn't closed, there is no answer, even if an earlier one
-    is: the response was truncated while it corrected itself.
-    """
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        return None
-    command = re.compile(r"\\[a-z]+(\s*)").match(text, start)
-    if not text.startswith("{", command.end()):
-        word = re.compile(r"[^\s$]*").match(text, command.end())[0]
-        return word if word and command[1] else None
-    depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, command.end()):
-        depth += (brace[0] == "{") - (brace[0] == "}")  # neither if it is escaped
-        if depth == 0:
-            return text[command.end() + 1:brace.start()]
-    return None
+REWARDS = {name: globals()[task.reward] for name, task in TASKS.items()}  # of a data row's "task"
 
 
 def fingerprint():

@@ -62,6 +62,28 @@ class Work:
             raise ValueError("too much work")
 
 
+def last_boxed(text):
+    r"""The final answer in a response: what the last `\boxed{...}` or `\fbox{...}` holds, or None.
+
+    The last one, since a response may correct itself; the text after it is ignored. `\boxed 5`
+    holds the next word. If the last box isn't closed, there is no answer, even if an earlier one
+    is: the response was truncated while it corrected itself.
+    """
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None
+    command = re.compile(r"\\[a-z]+(\s*)").match(text, start)
+    if not text.startswith("{", command.end()):
+        word = re.compile(r"[^\s$]*").match(text, command.end())[0]
+        return word if word and command[1] else None
+    depth = 0
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, command.end()):
+        depth += (brace[0] == "{") - (brace[0] == "}")  # neither if it is escaped
+        if depth == 0:
+            return text[command.end() + 1:brace.start()]
+    return None
+
+
 def is_equivalent(prediction, answer):
     r"""True if two final answers, LaTeX or plain text without the \boxed, are the same by value.
 

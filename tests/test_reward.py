@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import reward
 from reward import is_equivalent, last_boxed
+from tasks import TASKS
 
 import pairs
 import pytest
@@ -319,12 +320,11 @@ def test_math_wants_a_closed_box_and_an_end():
 
 
 def test_math_takes_the_last_box():
-    """Of a response, and of the reference solution from which prepare.py takes the answer."""
-    from prepare import ROWS
+    """Of a response, and of the reference solution from which tasks.py takes the answer."""
     text = r"At first \boxed{1}, but the sign was wrong, so \boxed{2}."
     assert reward.math(text, "2") == 1.0
     assert reward.math(text, "1") == 0.0
-    assert ROWS["math"][0]({"problem": "?", "solution": text})["answer"] == "2"
+    assert TASKS["math"].row({"problem": "?", "solution": text})["answer"] == "2"
 
 
 # ---- real answers --------------------------------------------------------------------------------
@@ -333,10 +333,9 @@ def test_math_takes_the_last_box():
 @pytest.mark.parametrize("task, function", [("gsm8k", reward.gsm8k), ("math", reward.math)])
 def test_reference_solutions_earn_the_reward(task, function):
     """Every reference solution of GSM8K and MATH, train and test, is right as a response."""
-    from prepare import ROWS
     for split in ("train", "test"):
         lines = (REAL_DATA / task / f"{split}.jsonl").read_text().splitlines()
-        rows = [ROWS[task][0](json.loads(line)) for line in lines]
+        rows = [TASKS[task].row(json.loads(line)) for line in lines]
         with_answer = [row for row in rows if row["answer"]]
         without = len(rows) - len(with_answer)
         assert without == (2 if (task, split) == ("math", "train") else 0)

@@ -15,7 +15,7 @@ import train_apo
 from lib.arithmetic import byte_tokenizer
 from lib.cli import configure
 from lib.data import load_prompts
-from lib.files import read_jsonl
+from lib.files import read_jsonl, write_jsonl
 from lib.values import load_values
 
 import pytest
@@ -89,6 +89,41 @@ def test_real_data(task, sizes, dropped, too_long, tmp_path, monkeypatch):
         assert len(rows) == size and all(r["answer"] and r["task"] == task for r in rows)
         kept = load_prompts(task, split, tokenizer, 256, True, 31744, reward.REWARDS)
         assert len(kept) == size - long
+
+
+@needs_real_data
+def test_benchmarks(tmp_path):
+    """All in one call: row counts as published. Every reference answer in a box earns 1.0, and
+    another row's answer 0.0 unless the two are equal."""
+    counts = {"math500": 500, "minerva_math": 272, "olympiadbench": 675, "amc23": 40, "aime24": 30,
+              "aime25": 30, "hmmt_feb_2024": 30, "hmmt_feb_2025": 30, "hmmt_nov_2025": 30}
+    run("prepare.py", f"--task={','.join(counts)}", f"--source={REAL_DATA}", cwd=tmp_path)
+    for task, count in counts.items():
+        rows = read_jsonl(tmp_path / f"data/{task}/test.jsonl", ())
+        assert len(rows) == count and not (tmp_path / f"data/{task}/train.jsonl").exists()
+        assert all(row["prompt"].endswith(r"the final answer within \boxed{}.") for row in rows)
+        texts = [rf"So it is $\boxed{{{row['answer']}}}$." for row in rows]
+        graded = reward.grade(rows, texts, [False] * count)
+        assert [row["answer"] for row, r in zip(rows, graded.rewards, strict=True) if r != 1] == []
+        graded = reward.grade(rows, [*texts[1:], texts[0]], [False] * count)
+        for row, other, r in zip(rows, [*rows[1:], rows[0]], graded.rewards, strict=True):
+            assert r == reward.is_equivalent(row["answer"], other["answer"]), (row, other)
+        assert sum(graded.rewards) < 0.1 * count
+    levels = {row["level"] for row in read_jsonl(tmp_path / "data/math500/test.jsonl", ())}
+    assert levels == set("12345")
+    # All in one call, with a model that knows nothing.
+    config = tiny_config(vocab_size=len(byte_tokenizer()), hidden_size=128)
+    random_model(config).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    done = run("evaluate.py", f"--task={','.join(counts)}", "--model=model", "--max_prompts=3",
+               "--max_response_tokens=8", "--drop_long_prompts=True", "--samples_per_prompt=2",
+               cwd=tmp_path)
+    evaluated = json.loads((tmp_path / "model/eval.json").read_text())
+    assert list(evaluated) == list(counts)
+    for task, results in evaluated.items():
+        assert (results["prompts"], results["greedy"]["value"], results["avg@2"]["value"]) == (
+            3, 0, 0)
+        assert f"\n{task} " in done.stdout
 
 
 # ---- all stages ----------------------------------------------------------------------------------
@@ -284,9 +319,16 @@ def test_missing_files(workdir, monkeypatch):
     assert "out/arithmetic/values.pt: no such file; make it with estimate_value.py" in error(
         train_apo, monkeypatch)
     assert "no/such/model: no config.json" in error(evaluate, monkeypatch, model="no/such/model")
-    assert "nowhere/train.jsonl: no such file" in error(prepare, monkeypatch, task="gsm8k",
-                                                        source="nowhere")
-    assert "the tasks are arithmetic, gsm8k, math" in error(prepare, monkeypatch, task="sorting")
+    assert "--source=nowhere: neither gsm8k/train.jsonl nor train.jsonl is there" in error(
+        prepare, monkeypatch, task="gsm8k", source="nowhere")
+    assert "--task=math50: the tasks are arithmetic, gsm8k, math, " in error(
+        prepare, monkeypatch, task="math,math50")
+    assert "did you mean math500?" in error(prepare, monkeypatch, task="math50")
+    write_jsonl("test.jsonl", [{"question": "1 + 1?", "solution": r"\boxed{2}"}])
+    assert "one file, but --task=math,amc23 names several" in error(
+        prepare, monkeypatch, task="math,amc23", source="test.jsonl")
+    assert "gsm8k: row 1 of test has no 'answer' in it, only question, solution" in error(
+        prepare, monkeypatch, task="gsm8k", source="test.jsonl")
 
 
 def test_the_hub_out_of_reach(workdir, monkeypatch):
