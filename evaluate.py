@@ -6,8 +6,8 @@
 
 Several models of one shape, separated by commas, stand side by side in each task's table: the
 engine is built with the first, the weights of the others replace it. Results go to
-<model>/eval.json, by task; beside the model of a training run, a picture of the run goes to
-curves.png.
+<model>/eval.json, by task, and all responses to <model>/eval-<task>.jsonl; beside the model of a
+training run, a picture of the run goes to curves.png.
 
 avg@k is the mean accuracy of k samples per prompt; pass@k the probability that at least one of k is
 right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
@@ -30,7 +30,7 @@ from lib.distributed import (
     stop_requested,
     world_size,
 )
-from lib.files import atomic_file
+from lib.files import atomic_file, write_jsonl
 from lib.weights import find_model, read_weights
 from model import Qwen2, open_model
 
@@ -45,6 +45,7 @@ max_prompt_tokens = 0         # longest prompt; 0: as long as the model's contex
 drop_long_prompts = False     # leave longer prompts out instead of stopping with an error
 max_response_tokens = 32      # longer responses are truncated
 temperature = 1.0             # of the samples
+show = 0                      # print so many of the wrong greedy responses to each task
 kl_to = ""                    # a model: also estimate the KL divergence from it, on the samples
 dtype = "float32"             # float32 or bfloat16
 gpu_memory_utilization = 0.8  # share of the GPU's memory for vLLM
@@ -55,17 +56,36 @@ timeout_minutes = 60.0        # end the job if a rank makes no progress for so l
 # --------------------------------------------------------------------------------------------------
 
 
-def held_out_accuracy(engine, rows, seed, max_response_tokens):
+def held_out_accuracy(engine, rows, seed, max_response_tokens, path):
     """Of the engine's policy, during training: {"accuracy": greedy, "accuracy_sampled": one sample
-    per prompt at temperature 1}; {} if the job is asked to stop. A collective."""
-    accuracy = {}
+    per prompt at temperature 1}; {} if the job is asked to stop. A collective. The responses are
+    written to `path`."""
+    accuracy, records = {}, new_records(rows)
     seeds = [sampling_seed(seed, "eval", row["id"]) for row in rows]
     for name, t in (("accuracy", 0.0), ("accuracy_sampled", 1.0)):
         responses = engine.generate([row["tokens"] for row in rows], seeds, max_response_tokens, t)
         if stop_requested():
             return {}
-        accuracy[name] = sum(reward.start_grading(rows, responses)().rewards) / len(rows)
+        rewards = reward.start_grading(rows, responses)().rewards
+        accuracy[name] = sum(rewards) / len(rows)
+        add_responses(records, "greedy" if t == 0 else "samples", responses, rewards, 1)
+    if rank == 0:
+        write_jsonl(path, records)
     return accuracy
+
+
+def new_records(rows):
+    """What eval-*.jsonl has of each prompt, before the responses."""
+    kept = ("id", "task", "prompt", "answer", "level", "subject")
+    return [{key: row[key] for key in kept if key in row} for row in rows]
+
+
+def add_responses(records, name, responses, rewards, k):
+    """records[i][name] = k responses to prompt i. responses, rewards: prompts x k, flat."""
+    for i, (response, r) in enumerate(zip(responses, rewards, strict=True)):
+        records[i // k].setdefault(name, []).append(
+            {"text": response.text, "reward": r, "truncated": response.truncated,
+             "tokens": len(response.tokens)})
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -93,8 +113,9 @@ def mean_with_interval(per_prompt):
 # ---- measurements --------------------------------------------------------------------------------
 
 def measure(engine, rows):
-    """Sample and grade. Returns (results for eval.json, the sampled responses, P x k)."""
-    grades = []
+    """Sample and grade. Returns (results for eval.json, the sampled responses, P x k, the rows of
+    eval-<task>.jsonl)."""
+    grades, records = [], new_records(rows)
 
     def sample_and_grade(k, t):  # -> P x k responses, (P, k) rewards
         repeated = [row for row in rows for _ in range(k)]
@@ -102,11 +123,12 @@ def measure(engine, rows):
         responses = engine.generate([row["tokens"] for row in repeated], seeds, max_response_tokens,
                                     t, desc="greedy" if t == 0 else "sampling")
         grades.append(reward.start_grading(repeated, responses)())
+        add_responses(records, "greedy" if t == 0 else "samples", responses, grades[-1].rewards, k)
         rewards = np.array(grades[-1].rewards).reshape(len(rows), k)
         return [responses[i:i + k] for i in range(0, len(responses), k)], rewards
 
     greedy, rewards = sample_and_grade(1, 0.0)
-    accuracy = rewards.mean()
+    accuracy, groups = rewards.mean(), by_group(rows, "greedy", rewards[:, 0])
     results = {"prompts": len(rows),
                "greedy": {"value": accuracy, "ci95": wilson(accuracy, len(rows))}}
     samples, n = [], samples_per_prompt
@@ -114,6 +136,8 @@ def measure(engine, rows):
         samples, rewards = sample_and_grade(n, temperature)
         right = rewards.sum(1).astype(int)                                                 # (P,)
         results[f"avg@{n}"] = mean_with_interval(right / n)
+        for group, measured in by_group(rows, f"avg@{n}", rewards.mean(1)).items():
+            groups[group] |= measured
         for k in sorted({2 ** i for i in range(1, n.bit_length())} | {n} - {1}):  # pass@1 is avg@n
             results[f"pass@{k}"] = mean_with_interval([pass_at_k(n, c, k) for c in right.tolist()])
     shown = [r for group in samples or greedy for r in group]
@@ -124,7 +148,31 @@ def measure(engine, rows):
         results[f"grade_{key}"] = float(np.mean(flags))
     if results["truncated"] > 0.5:
         print("warning: most responses were truncated; raise --max_response_tokens")
-    return results, samples
+    if groups:
+        results["groups"] = groups
+    return results, samples, records
+
+
+def by_group(rows, name, per_prompt):
+    """{"level 1": {"prompts": P, name: mean}, ...} where the data has levels and subjects."""
+    groups = {}
+    for row, x in zip(rows, per_prompt, strict=True):
+        for key in ("level", "subject"):
+            if key in row:
+                groups.setdefault(f"{key} {row[key]}", []).append(x)
+    return {group: {"prompts": len(groups[group]), name: float(np.mean(groups[group]))}
+            for group in sorted(groups)}
+
+
+def print_wrong(records):
+    """The first `show` wrong greedy responses, and why they are wrong."""
+    wrong = [record for record in records if record["greedy"][0]["reward"] < 1]
+    for record in wrong[:show]:
+        greedy = record["greedy"][0]
+        reason = reward.explain(record["task"], greedy["text"], record["answer"],
+                                not greedy["truncated"])
+        print(f"\n---- {record['id']}: {reason}\n{record['prompt']}\n---- response\n"
+              f"{greedy['text']}")
 
 
 def kl_divergence(path, other, rows, samples):
@@ -149,23 +197,35 @@ def kl_divergence(path, other, rows, samples):
 
 
 def print_table(title, names, all_results):
-    """Models side by side, one row per measure. all_results: one dictionary per model."""
+    """Models side by side, one line per measure and per group. all_results: one per model."""
+    lines = {title: names}
+    for key in all_results[0]:
+        if key != "groups":
+            lines[key.replace("_", " ")] = [cell(key, r.get(key, "")) for r in all_results]
+    measures = ()
+    for group, (prompts, *measures) in all_results[0].get("groups", {}).items():
+        lines[f"{group} ({all_results[0]['groups'][group][prompts]})"] = [
+            " / ".join(f"{r['groups'][group][measure]:.1%}" for measure in measures)
+            for r in all_results]
+    left = max(22, *(len(label) + 2 for label in lines))
     width = max(24, *(len(name) + 2 for name in names))
-    print(f"\n{title:<22}" + "".join(f"{name:>{width}}" for name in names))
+    print()
+    for label, cells in lines.items():
+        print(f"{label:<{left}}" + "".join(f"{text:>{width}}" for text in cells))
+    if measures:
+        print(f"(of each level and subject: {' / '.join(measures)}; in brackets its prompts)")
+
+
+def cell(key, value):
+    """A result as text. key: its name."""
+    if isinstance(value, dict):
+        low, high = value["ci95"]
+        if key.startswith("kl"):
+            return f"{value['value']:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]"
     formats = {"truncated": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}",
                "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
-    for key in all_results[0]:
-        cells = []
-        for value in (results.get(key, "") for results in all_results):
-            if not isinstance(value, dict):
-                cells.append(formats.get(key, "{}").format(value))
-                continue
-            low, high = value["ci95"]
-            if key.startswith("kl"):
-                cells.append(f"{value['value']:.3f} [{low:.3f}, {high:.3f}]")
-            else:
-                cells.append(f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]")
-        print(f"{key.replace('_', ' '):<22}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return formats.get(key, "{}").format(value)
 
 
 def read_inputs(name, tasks):
@@ -212,7 +272,7 @@ def main():
             if engine.asleep or path != loaded:
                 engine.sync(read_weights(path, tied))
                 loaded = path
-            results, samples = measure(engine, rows)
+            results, samples, records = measure(engine, rows)
             if other:
                 set_phase(f"KL of {name} on {t}")
                 engine.sleep()
@@ -224,6 +284,8 @@ def main():
             if rank == 0:
                 with atomic_file(file) as f:
                     json.dump(saved, f, indent=2)
+                write_jsonl(os.path.join(os.path.dirname(file), f"eval-{t}.jsonl"), records)
+                print_wrong(records)
     for t, all_results in tables.items():
         print_table(t, names, all_results)
     for name in names:

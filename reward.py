@@ -37,9 +37,8 @@ def gsm8k(response, answer, finished=True):
     The format is that of GSM8K's own solutions. `finished` has no effect: a response that was
     truncated after its `#### 72` still earns 1.0 if the answer is 72.
     """
-    # (?>...) matches a number as a whole or not at all; it must not be the start of a formula.
-    found = re.search(r"####\s*(-?)\s*\$?\s*(-?(?>[\d,]*\.?\d+))(?![/^*]|[eE]\d)", response)
-    return float(found is not None and is_equivalent(found[1] + found[2], answer))
+    number = number_after_hashes(response)
+    return float(number is not None and is_equivalent(number, answer))
 
 
 def math(response, answer, finished=True):
@@ -49,6 +48,21 @@ def math(response, answer, finished=True):
     """
     boxed = last_boxed(response)
     return float(finished and boxed is not None and is_equivalent(boxed, answer))
+
+
+def number_after_hashes(text):
+    """The final answer in a response to GSM8K: the number after the first `####`, or None."""
+    # (?>...) matches a number as a whole or not at all; it must not be the start of a formula.
+    found = re.search(r"####\s*(-?)\s*\$?\s*(-?(?>[\d,]*\.?\d+))(?![/^*]|[eE]\d)", text)
+    return found[1] + found[2] if found else None
+
+
+def explain(task, response, answer, finished):
+    """Why a response did not earn the reward, in a few words for people."""
+    if TASKS[task].reward == "math" and not finished:
+        return "it was truncated"
+    final = last_boxed(response) if TASKS[task].reward == "math" else number_after_hashes(response)
+    return "it has no final answer" if final is None else f"{final!r} is not equal to {answer!r}"
 
 
 REWARDS = {name: globals()[task.reward] for name, task in TASKS.items()}  # of a data row's "task"

@@ -14,8 +14,9 @@ optimal advantage. Compared with PPO and GRPO there is no critic, no group of re
 no clipping and no importance ratio (baselines/grpo.py is GRPO in the shape of this file).
 
 Reads data/<task>/{train,test}.jsonl and <out>/values.pt. Writes <out>/metrics.jsonl, one line per
-step, <out>/ckpt and <out>/model. Interrupted at any moment, the same command continues from the
-newest checkpoint, with any number of processes. For another run on the same values:
+step, <out>/eval-<step>.jsonl, the responses of each evaluation, <out>/ckpt and <out>/model.
+Interrupted at any moment, the same command continues from the newest checkpoint, with any number of
+processes. For another run on the same values:
 
     mkdir -p out/higher_lr && cp out/math/values.pt out/higher_lr
     torchrun --nproc_per_node=8 train_apo.py config/math.py --lr=2e-6 --out=out/higher_lr
@@ -72,6 +73,7 @@ entropy_coef = 0.0               # bonus on the mean entropy per token; the pape
 # evaluation on held-out prompts
 eval_every = 4                   # steps
 eval_prompts = 256               # so many of data/<task>/test.jsonl; 0: all
+save_rollouts = 0                # steps between batches that are kept in <out>/rollouts; 0: none
 # checkpoints
 save_every = 8                   # steps; 0: only when stopped by SIGTERM or Ctrl-C
 keep_checkpoints = 2             # so many of the newest stay in <out>/ckpt
@@ -92,10 +94,11 @@ logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)|; 0:
 
 # A run may continue with other values of these: they change no sample, and no gradient beyond
 # rounding.
-MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_every", "keep_checkpoints", "resume",
-              "compile", "micro_batch_tokens", "checkpoint_activations", "offload_reference",
-              "offload_optimizer", "gpu_memory_utilization", "tp", "replicate_nodes",
-              "timeout_minutes", "logp_tolerance"}
+MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_rollouts", "save_every",
+              "keep_checkpoints", "resume", "compile", "micro_batch_tokens",
+              "checkpoint_activations", "offload_reference", "offload_optimizer",
+              "gpu_memory_utilization", "tp", "replicate_nodes", "timeout_minutes",
+              "logp_tolerance"}
 
 
 def apo_loss(logps, ref_logps, rewards, v_star, beta2):
@@ -235,7 +238,7 @@ def main(constants):
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
             engine.sync(policy.gather_weights(compute_dtype))
-        run.log(responses, graded, v_star=v_star.mean().item(), lr=now_lr)
+        run.log(batch, responses, graded, v_star=v_star.mean().item(), lr=now_lr)
     run.finish(tokenizer)
 
 

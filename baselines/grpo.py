@@ -63,6 +63,7 @@ entropy_coef = 0.0               # bonus on the mean entropy per token; the pape
 # evaluation on held-out prompts
 eval_every = 4                   # steps
 eval_prompts = 256               # so many of data/<task>/test.jsonl; 0: all
+save_rollouts = 0                # steps between batches that are kept in <out>/rollouts; 0: none
 # checkpoints
 save_every = 8                   # steps; 0: only when stopped by SIGTERM or Ctrl-C
 keep_checkpoints = 2             # so many of the newest stay in <out>/ckpt
@@ -83,10 +84,11 @@ logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)|; 0:
 
 # A run may continue with other values of these: they change no sample, and no gradient beyond
 # rounding.
-MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_every", "keep_checkpoints", "resume",
-              "compile", "micro_batch_tokens", "checkpoint_activations", "offload_reference",
-              "offload_optimizer", "gpu_memory_utilization", "tp", "replicate_nodes",
-              "timeout_minutes", "logp_tolerance"}
+MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_rollouts", "save_every",
+              "keep_checkpoints", "resume", "compile", "micro_batch_tokens",
+              "checkpoint_activations", "offload_reference", "offload_optimizer",
+              "gpu_memory_utilization", "tp", "replicate_nodes", "timeout_minutes",
+              "logp_tolerance"}
 
 
 def group_advantages(rewards, group_size):
@@ -233,7 +235,7 @@ def main(constants):
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
             engine.sync(policy.gather_weights(compute_dtype))
-        run.log(responses, graded, lr=now_lr)
+        run.log(batch, responses, graded, lr=now_lr)
     run.finish(tokenizer)
 
 

@@ -131,10 +131,10 @@ def measure(constants):
             measured["rate"] = matrix_rate(dtype)
         original_start(run, engine, policy, *args, **kwargs)
 
-    def log(run, responses, *args, **kwargs):
+    def log(run, batch, responses, *args, **kwargs):
         tokens = [len(r.tokens) for r in responses]
         measured["flops"].append(model_flops(config, [n + prompt_tokens for n in tokens], tokens))
-        original_log(run, responses, *args, **kwargs)
+        original_log(run, batch, responses, *args, **kwargs)
 
     def chosen(model, shards, largest, *args):
         measured["plan"] = tokens, recompute, keep_whole, _ = plan(model, shards, largest, *args)

@@ -7,7 +7,7 @@
             ...
             run.measure(micro, loss, logps, entropy)     # for every micro-batch
             run.check_update(update, grad_norm)          # before the weights are touched
-        run.log(responses, graded, lr=...)               # this step's line of metrics.jsonl
+        run.log(batch, responses, graded, lr=...)        # this step's line of metrics.jsonl
     run.finish(tokenizer)                                # writes the model, or says how to continue
 """
 import json
@@ -67,11 +67,11 @@ class Run:
     def start(self, engine, policy, optimizer, evaluate):
         """Load the checkpoint, if there is one, and bring the weights to the engine.
 
-        evaluate(): measures the engine's policy; {"accuracy": ..., "accuracy_sampled": ...}, or {}
-        if the run is to stop.
+        evaluate(path): measures the engine's policy, and writes its responses to `path`;
+        {"accuracy": ..., "accuracy_sampled": ...}, or {} if the run is to stop.
         """
         self.engine, self.policy, self.optimizer = engine, policy, optimizer
-        self.evaluate = evaluate
+        self.evaluate = lambda: evaluate(os.path.join(self.folder, f"eval-{self.step:06d}.jsonl"))
         with one_line_errors():
             checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
             if self.checkpoint:
@@ -82,14 +82,14 @@ class Run:
         self.before_training = {}
         if not self.checkpoint:
             set_phase("evaluation")
-            accuracy = evaluate()
+            accuracy = self.evaluate()
             self.before_training = {k.replace("accuracy", "accuracy_start"): v
                                     for k, v in accuracy.items()}
             if accuracy:
                 print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(
                     *accuracy.values()))
         elif self.evaluation_is_due() and "accuracy" not in self.history[-1]:
-            self.history[-1].update(evaluate())  # the run was stopped during this evaluation
+            self.history[-1].update(self.evaluate())  # the run was stopped during this evaluation
             self.write_metrics()
         print(HEADER, flush=True)
 
@@ -170,8 +170,9 @@ class Run:
         check_finite(self.step, loss, grad_norm)
         self.updates.append((loss, kl, entropy, grad_norm))
 
-    def log(self, responses, graded, **more):
-        """This step's metrics: over all ranks, updates and micro-batches. more: the stage's own."""
+    def log(self, batch, responses, graded, **more):
+        """This step's metrics: over all ranks, updates and micro-batches. more: the stage's own.
+        Every save_rollouts steps the batch itself is kept, too."""
         tokens, n = sum(len(r.tokens) for r in responses), len(responses)
         loss, kl, entropy, grad_norm = (sum(column) for column in zip(*self.updates, strict=True))
         self.history.append({
@@ -185,6 +186,13 @@ class Run:
             "memory_gb": max(all_gather((peak_memory() - self.engine.memory) / 1e9)),
             **self.before_training})
         self.before_training = {}
+        every = self.constants["save_rollouts"]
+        if every and (self.step + 1) % every == 0 and rank == 0:
+            write_jsonl(os.path.join(self.folder, "rollouts", f"step-{self.step + 1:06d}.jsonl"), [
+                {"id": row["id"], "tokens": r.tokens, "text": r.text, "truncated": r.truncated,
+                 "reward": reward, "sampled_logp": sum(r.logps),
+                 **({"v_star": row["v_star"]} if "v_star" in row else {})}
+                for row, r, reward in zip(batch, responses, graded.rewards, strict=True)])
 
     # ---- files -----------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from lib.files import read_jsonl, write_jsonl
 from lib.values import add_v_star, read_samples
 from lib.weights import fingerprint
 from model import Qwen2
-from prepare import gsm8k_row, math_row
+from tasks import TASKS
 
 import pytest
 import torch
@@ -314,8 +314,8 @@ def test_a_run_is_made_longer(stage, lr_decay, train):
 def test_answers_of_the_data():
     """MATH's is what the last box holds, GSM8K's what stands after ####, without commas."""
     solution = r"\boxed{1} is wrong, it is \boxed{\frac{1}{2}}."
-    assert math_row({"problem": "p", "solution": solution})["answer"] == r"\frac{1}{2}"
-    assert gsm8k_row({"question": "q", "answer": "1 + 1\n#### 1,234"})["answer"] == "1234"
+    assert TASKS["math"].row({"problem": "p", "solution": solution})["answer"] == r"\frac{1}{2}"
+    assert TASKS["gsm8k"].row({"question": "q", "answer": "1 + 1\n#### 1,234"})["answer"] == "1234"
 
 
 META = {"model": "m", "prompts": "p", "temperature": 1.0, "max_response_tokens": 32,
@@ -412,9 +412,10 @@ def test_wilson_interval_against_the_normal_one():
 
 
 @pytest.mark.parametrize("k", [2, 8])
-def test_intervals_count_prompts_not_samples(k, monkeypatch):
-    """Where all samples of a prompt are equal, more of them don't narrow an interval."""
-    rows = [{**row("test", 10 + i, 20), "tokens": [i]} for i in range(4)]
+def test_intervals_count_prompts_not_samples(k, monkeypatch, tmp_path):
+    """Where all samples of a prompt are equal, more of them don't narrow an interval. All responses
+    are kept with what they earned, and levels are measured one by one."""
+    rows = [{**row("test", 10 + i, 20), "tokens": [i], "level": "23"[i > 1]} for i in range(4)]
     right = {0: (0, 1, 2), 1.0: (0, 3)}  # the prompts that are answered right, by temperature
 
     def generate(prompts, seeds, max_tokens, temperature=1.0, logps=False, desc=None):
@@ -423,7 +424,7 @@ def test_intervals_count_prompts_not_samples(k, monkeypatch):
 
     engine = SimpleNamespace(generate=generate)
     monkeypatch.setattr(evaluate, "samples_per_prompt", k)
-    results, samples = evaluate.measure(engine, rows)
+    results, samples, records = evaluate.measure(engine, rows)
     assert results["greedy"]["value"] == 0.75
     assert results["greedy"]["ci95"] == pytest.approx([0.3006, 0.9544], abs=1e-4)  # Wilson, 4
     half = 1.96 * statistics.stdev([1, 0, 0, 1]) / math.sqrt(4)
@@ -431,5 +432,19 @@ def test_intervals_count_prompts_not_samples(k, monkeypatch):
         assert results[name]["value"] == 0.5
         assert results[name]["ci95"] == pytest.approx([0.5 - half, 0.5 + half])
     assert results["truncated"] == 0.25 and [len(group) for group in samples] == [k] * 4
-    assert evaluate.held_out_accuracy(engine, rows, 0, 32) == {"accuracy": 0.75,
-                                                               "accuracy_sampled": 0.5}
+    assert results["groups"] == {
+        "level 2": {"prompts": 2, "greedy": 1.0, f"avg@{k}": 0.5},
+        "level 3": {"prompts": 2, "greedy": 0.5, f"avg@{k}": 0.5}}
+    path = tmp_path / "eval-000004.jsonl"
+    assert evaluate.held_out_accuracy(engine, rows, 0, 32, path) == {"accuracy": 0.75,
+                                                                     "accuracy_sampled": 0.5}
+    for kept, number in ((records, k), (read_jsonl(path, ()), 1)):
+        assert [record["id"] for record in kept] == [r["id"] for r in rows]
+        for name, right in (("greedy", [1, 1, 1, 0]), ("samples", [1, 0, 0, 1])):
+            assert [[s["reward"] for s in record[name]] for record in kept] == [
+                [r] * (1 if name == "greedy" else number) for r in right]
+        assert kept[3]["greedy"] == [{"text": "#### 9", "reward": 0.0, "truncated": False,
+                                      "tokens": 5}]
+    assert reward.explain("gsm8k", "#### 9", "33", True) == "'9' is not equal to '33'"
+    assert reward.explain("math", r"\boxed{1}", "1", False) == "it was truncated"
+    assert reward.explain("math", "1", "1", True) == "it has no final answer"

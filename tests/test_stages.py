@@ -1,6 +1,7 @@
 """The stages as a user runs them: files, learning, interruptions, one line for what is wrong."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -132,7 +133,7 @@ def test_benchmarks(tmp_path):
 def test_training_learns_arithmetic(workdir):
     """At a quarter of the default length: sampled accuracy from under 0.5 to over 0.7. The result
     opens in transformers."""
-    run("train_apo.py", "--max_steps=8", cwd=workdir)
+    run("train_apo.py", "--max_steps=8", "--save_rollouts=4", cwd=workdir)
     metrics = metrics_of("out/arithmetic")
     assert [m["step"] for m in metrics] == list(range(8))
     assert {"step", "reward", "loss", "kl", "entropy", "grad_norm", "response_length", "truncated",
@@ -142,9 +143,24 @@ def test_training_learns_arithmetic(workdir):
     assert metrics[0]["accuracy_start_sampled"] < 0.5 and metrics[-1]["accuracy_sampled"] > 0.7
     assert abs(metrics[0]["kl"]) < 1e-4 and metrics[-1]["kl"] > 0.005  # it starts at the reference
     assert max(m["logp_diff_max"] for m in metrics) < 1e-4
+    for step in (4, 8):  # what was sampled in the step, and what was measured after it
+        m = metrics[step - 1]
+        rollouts = read_jsonl(f"out/arithmetic/rollouts/step-{step:06d}.jsonl", ())
+        assert len({r["id"] for r in rollouts}) == 256
+        for key, values in (("reward", [r["reward"] for r in rollouts]),
+                            ("v_star", [r["v_star"] for r in rollouts]),
+                            ("response_length", [len(r["tokens"]) for r in rollouts])):
+            assert sum(values) / 256 == pytest.approx(m[key]), key
+        assert all(r["sampled_logp"] < 0 for r in rollouts)
+        evaluated = read_jsonl(f"out/arithmetic/eval-{step:06d}.jsonl", ())
+        for key, kind in (("accuracy", "greedy"), ("accuracy_sampled", "samples")):
+            assert sum(r[kind][0]["reward"] for r in evaluated) / len(evaluated) == m[key]
+    assert len(os.listdir("out/arithmetic/rollouts")) == 2
 
-    done = run("evaluate.py", "--max_prompts=128", "--samples_per_prompt=4",
+    done = run("evaluate.py", "--max_prompts=128", "--samples_per_prompt=4", "--show=2",
                "--kl_to=data/arithmetic/model", cwd=workdir)
+    assert 2 <= done.stdout.count("---- response\n") <= 4
+    assert re.search(r"---- arithmetic/test/\S+: '\d+' is not equal to '\d+'\n", done.stdout)
     before, after = (json.loads((workdir / path / "eval.json").read_text())["arithmetic"]
                      for path in ("data/arithmetic/model", "out/arithmetic/model"))
     assert before["avg@4"]["value"] < 0.5 and after["avg@4"]["value"] > 0.7
