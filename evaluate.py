@@ -19,7 +19,7 @@ from math import comb, sqrt
 import reward
 from lib.batches import pack, pack_by_tokens
 from lib.cli import check, check_settings, configure, one_line_errors, progress
-from lib.data import load_prompts, sampling_seed, subset
+from lib.data import load_prompts, print_first_prompt, sampling_seed, subset
 from lib.distributed import (
     all_reduce_sum,
     device,
@@ -43,6 +43,7 @@ samples_per_prompt = 8        # for avg@k and pass@k; 0: greedy only
 max_prompts = 0               # use a random subset of so many prompts; 0: all
 max_prompt_tokens = 0         # longest prompt; 0: as long as the model's context allows
 drop_long_prompts = False     # leave longer prompts out instead of stopping with an error
+chat_template = False         # wrap prompts in the model's template, for instruct models
 max_response_tokens = 32      # longer responses are truncated
 temperature = 1.0             # of the samples
 show = 0                      # print so many of the wrong greedy responses to each task
@@ -236,7 +237,8 @@ def read_inputs(name, tasks):
     path, config, tokenizer = open_model(name)
     context = config.max_position_embeddings - max_response_tokens
     rows = {t: subset(load_prompts(t, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
-                                   context, reward.REWARDS), max_prompts, seed=0) for t in tasks}
+                                   context, reward.REWARDS, chat_template), max_prompts, seed=0)
+            for t in tasks}
     folder = name if os.path.isdir(name) else os.path.join("out", "eval", name)
     file, saved = os.path.join(folder, "eval.json"), {}
     if os.path.exists(file):
@@ -265,6 +267,7 @@ def main():
     with one_line_errors():
         longest = max(len(row["tokens"]) for rows in first[1].values() for row in rows)
         engine = Engine(first[0], dtype, longest + max_response_tokens, gpu_memory_utilization, tp)
+    print_first_prompt(first[1][tasks[0]], engine.tokenizer)
     tables, tied, loaded = {t: [] for t in tasks}, first[-1][0].tie_word_embeddings, first[0]
     for name, (path, all_rows, file, saved, _) in zip(names, plans, strict=True):
         for t, rows in all_rows.items():

@@ -18,7 +18,14 @@ import reward
 from evaluate import held_out_accuracy
 from lib.batches import make_updates
 from lib.cli import check, check_settings, configure, one_line_errors
-from lib.data import batch_at, fingerprint_prompts, load_prompts, sampling_seed, subset
+from lib.data import (
+    batch_at,
+    fingerprint_prompts,
+    load_prompts,
+    print_first_prompt,
+    sampling_seed,
+    subset,
+)
 from lib.distributed import (
     all_host_threads,
     device,
@@ -44,6 +51,7 @@ seed = 0
 # sampling
 max_prompt_tokens = 0            # longest prompt; 0: as long as the model's context allows
 drop_long_prompts = False        # leave longer prompts out instead of stopping with an error
+chat_template = False            # wrap prompts in the model's template, for instruct models
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
 # optimisation
@@ -120,7 +128,8 @@ def read_inputs():
     path, config, tokenizer = open_model(model)
     context = config.max_position_embeddings - max_response_tokens
     train, test = (load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts,
-                                context, reward.REWARDS) for split in ("train", "test"))
+                                context, reward.REWARDS, chat_template)
+                   for split in ("train", "test"))
     return path, config, tokenizer, train, subset(test, eval_prompts, seed=0)
 
 
@@ -143,6 +152,7 @@ def main(constants):
     # ---- plan the memory ----
     longest = max(len(row["tokens"]) for row in rows + test) + max_response_tokens
     replicas = world_size // local_world_size if replicate_nodes else 1
+    print_first_prompt(rows, tokenizer)
     print(f"{len(rows):,} prompts, {len(rows) // batch_size} steps per epoch; {max_steps} steps of "
           f"{batch_size} prompts, processes: {world_size}")
     with torch.device("meta"):

@@ -9,12 +9,14 @@ from lib.files import read_jsonl
 import numpy as np
 
 
-def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, context, tasks):
+def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, context, tasks,
+                 chat_template=False):
     """Rows of data/<task>/<split>.jsonl, each with "tokens", its prompt's token ids (list of int).
 
     A prompt longer than max_prompt_tokens (0: no limit), or than the model's `context` tokens, is
-    an error, or left out with a message if drop_long_prompts. tasks: those that have a reward.
-    Raises FileNotFoundError or ValueError with one line.
+    an error, or left out with a message if drop_long_prompts. tasks: those that have a reward;
+    chat_template: make each prompt a user's message in the tokenizer's template. Raises
+    FileNotFoundError or ValueError with one line.
     """
     path = os.path.join("data", task, f"{split}.jsonl")
     if not os.path.isfile(path):
@@ -32,7 +34,13 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
               f"{where}: prompt and answer must be strings")
         check(row["prompt"], f"{where}: the prompt is empty")
     limit = min(max_prompt_tokens or context, context)
-    encoded = tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+    texts = [row["prompt"] for row in rows]
+    if chat_template:
+        check(tokenizer.chat_template, f"--chat_template=True: the tokenizer in "
+              f"{tokenizer.name_or_path} has no chat template; base models need none")
+        texts = [tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
+                                               add_generation_prompt=True) for text in texts]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for row, tokens in zip(rows, encoded, strict=True):
         row["tokens"] = tokens
     long = [i for i, row in enumerate(rows) if len(row["tokens"]) > limit]
@@ -48,6 +56,10 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
         rows = [row for row in rows if len(row["tokens"]) <= limit]
         check(rows, f"{path}: no prompt has at most {limit} tokens; raise --max_prompt_tokens")
     return rows
+
+
+def print_first_prompt(rows, tokenizer):
+    print(f"the first prompt, as the model sees it: {tokenizer.decode(rows[0]['tokens'])!r}")
 
 
 def subset(rows, number, seed):

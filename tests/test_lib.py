@@ -354,9 +354,9 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
 MAY_DIFFER = set("""out eval_every eval_prompts save_every save_rollouts keep_checkpoints resume
 timeout_minutes compile micro_batch_tokens checkpoint_activations offload_reference
 offload_optimizer tp replicate_nodes gpu_memory_utilization logp_tolerance""".split())
-MUST_BE_EQUAL = set("""model task seed max_prompt_tokens drop_long_prompts max_response_tokens
-temperature max_steps batch_size mini_batch_size lr lr_decay adam_beta1 adam_beta2 weight_decay
-grad_clip entropy_coef dtype""".split())
+MUST_BE_EQUAL = set("""model task seed max_prompt_tokens drop_long_prompts chat_template
+max_response_tokens temperature max_steps batch_size mini_batch_size lr lr_decay adam_beta1
+adam_beta2 weight_decay grad_clip entropy_coef dtype""".split())
 OWN = {"train_apo": {"filter_incorrect", "beta2"},
        "baselines.grpo": {"group_size", "clip_ratio", "kl_coef"}}
 

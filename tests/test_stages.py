@@ -93,6 +93,39 @@ def test_real_data(task, sizes, dropped, too_long, tmp_path, monkeypatch):
 
 
 @needs_real_data
+def test_chat_template(base, tmp_path, monkeypatch):
+    """A prompt as Qwen2.5-Instruct was trained to read it; only where there is a template."""
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(REAL_DATA / "qwen2.5-tokenizer")
+    monkeypatch.chdir(base)
+    rows = load_prompts("arithmetic", "test", tokenizer, 0, False, 1000, reward.REWARDS, True)
+    assert tokenizer.decode(rows[5]["tokens"]) == (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+        f"<|im_end|>\n<|im_start|>user\n{rows[5]['prompt']}<|im_end|>\n<|im_start|>assistant\n")
+    assert rows[5]["tokens"][0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base / "data", "data")
+    assert "--chat_template=True: the tokenizer in data/arithmetic/model has no chat template" in (
+        error(estimate_value, monkeypatch, chat_template=True))
+
+
+def test_stage_1_says_what_is_usually_wrong(capsys):
+    def printed(rewards, finished):
+        values = {"rewards": torch.tensor(rewards), "finished": torch.tensor(finished),
+                  "lengths": torch.ones(2, 2), "v_star": torch.zeros(2)}
+        graded = reward.Graded([0.0] * 4, [False] * 4, [False] * 4)
+        estimate_value.report(values, graded, 1.0, 0)
+        return capsys.readouterr().out
+
+    some, none = [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0]] * 2
+    assert "warning" not in printed(some, [[True, True], [True, False]])
+    assert "warning: most responses were truncated" in printed(some, [[True, False], [False] * 2])
+    text = printed(none, [[False] * 2] * 2)
+    assert "only 0% of the responses ended by themselves" in text and "--chat_template=True" in text
+    assert "no prompt was ever solved" in text
+
+
+@needs_real_data
 def test_benchmarks(tmp_path):
     """All in one call: row counts as published. Every reference answer in a box earns 1.0, and
     another row's answer 0.0 unless the two are equal."""
