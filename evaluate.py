@@ -129,7 +129,7 @@ def measure(engine, rows):
         return [responses[i:i + k] for i in range(0, len(responses), k)], rewards
 
     greedy, rewards = sample_and_grade(1, 0.0)
-    accuracy, groups = rewards.mean(), by_group(rows, "greedy", rewards[:, 0])
+    accuracy, of_prompts = rewards.mean(), {"greedy": rewards[:, 0]}
     results = {"prompts": len(rows),
                "greedy": {"value": accuracy, "ci95": wilson(accuracy, len(rows))}}
     samples, n = [], samples_per_prompt
@@ -137,8 +137,7 @@ def measure(engine, rows):
         samples, rewards = sample_and_grade(n, temperature)
         right = rewards.sum(1).astype(int)                                                 # (P,)
         results[f"avg@{n}"] = mean_with_interval(right / n)
-        for group, measured in by_group(rows, f"avg@{n}", rewards.mean(1)).items():
-            groups[group] |= measured
+        of_prompts[f"avg@{n}"] = right / n
         for k in sorted({2 ** i for i in range(1, n.bit_length())} | {n} - {1}):  # pass@1 is avg@n
             results[f"pass@{k}"] = mean_with_interval([pass_at_k(n, c, k) for c in right.tolist()])
     shown = [r for group in samples or greedy for r in group]
@@ -149,19 +148,22 @@ def measure(engine, rows):
         results[f"grade_{key}"] = float(np.mean(flags))
     if results["truncated"] > 0.5:
         print("warning: most responses were truncated; raise --max_response_tokens")
-    if groups:
-        results["groups"] = groups
+    results["groups"] = by_group(rows, of_prompts)
     return results, samples, records
 
 
-def by_group(rows, name, per_prompt):
-    """{"level 1": {"prompts": P, name: mean}, ...} where the data has levels and subjects."""
+def by_group(rows, of_prompts):
+    """{"level 1": {"prompts": P, "greedy": mean, ...}, ...} where the data has levels and subjects.
+
+    of_prompts: {"greedy": accuracy of each prompt, ...}
+    """
     groups = {}
-    for row, x in zip(rows, per_prompt, strict=True):
+    for i, row in enumerate(rows):
         for key in ("level", "subject"):
             if key in row:
-                groups.setdefault(f"{key} {row[key]}", []).append(x)
-    return {group: {"prompts": len(groups[group]), name: float(np.mean(groups[group]))}
+                groups.setdefault(f"{key} {row[key]}", []).append(i)
+    return {group: {"prompts": len(groups[group]),
+                    **{name: float(x[groups[group]].mean()) for name, x in of_prompts.items()}}
             for group in sorted(groups)}
 
 
@@ -203,17 +205,17 @@ def print_table(title, names, all_results):
     for key in all_results[0]:
         if key != "groups":
             lines[key.replace("_", " ")] = [cell(key, r.get(key, "")) for r in all_results]
-    measures = ()
-    for group, (prompts, *measures) in all_results[0].get("groups", {}).items():
-        lines[f"{group} ({all_results[0]['groups'][group][prompts]})"] = [
-            " / ".join(f"{r['groups'][group][measure]:.1%}" for measure in measures)
+    for group, measured in all_results[0]["groups"].items():
+        measures = [name for name in measured if name != "prompts"]
+        lines[f"{group} ({measured['prompts']})"] = [
+            " / ".join(f"{r['groups'][group][name]:.1%}" for name in measures)
             for r in all_results]
     left = max(22, *(len(label) + 2 for label in lines))
     width = max(24, *(len(name) + 2 for name in names))
     print()
     for label, cells in lines.items():
         print(f"{label:<{left}}" + "".join(f"{text:>{width}}" for text in cells))
-    if measures:
+    if all_results[0]["groups"]:
         print(f"(of each level and subject: {' / '.join(measures)}; in brackets its prompts)")
 
 

@@ -112,7 +112,10 @@ def main():
         check(len(names) == 1 or not os.path.isfile(source),
               f"--source={source} is one file, but --task={task} names several tasks")
         for name in names:
-            prepare_arithmetic() if name == "arithmetic" else prepare_text(name)
+            if name == "arithmetic":
+                prepare_arithmetic()
+            else:
+                prepare_text(name)
 
 
 if __name__ == "__main__":

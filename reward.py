@@ -59,13 +59,17 @@ def number_after_hashes(text):
 
 def explain(task, response, answer, finished):
     """Why a response did not earn the reward, in a few words for people."""
-    if TASKS[task].reward == "math" and not finished:
-        return "it was truncated"
-    final = last_boxed(response) if TASKS[task].reward == "math" else number_after_hashes(response)
+    if REWARDS[task] is math:
+        if not finished:
+            return "it was truncated"
+        final = last_boxed(response)
+    else:
+        final = number_after_hashes(response)
     return "it has no final answer" if final is None else f"{final!r} is not equal to {answer!r}"
 
 
-REWARDS = {name: globals()[task.reward] for name, task in TASKS.items()}  # of a data row's "task"
+# A data row's "task" -> its reward.
+REWARDS = {name: {"gsm8k": gsm8k, "math": math}[task.reward] for name, task in TASKS.items()}
 
 
 def fingerprint():

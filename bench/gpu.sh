@@ -34,7 +34,7 @@ else
     rollout=(--repeats=1)
     fits=--tiny
 fi
-# Building the engine takes 45 s of each, the first compiled step 36 s.
+# Building the engine takes 45 s of each, the first compiled step 30 s.
 piece step 180 python bench/step.py "${shape[@]}" --compile=True
 piece rollout 180 python bench/rollout.py "${rollout[@]}"
 piece test_cuda 450 python -m pytest -q tests/test_cuda.py

@@ -493,6 +493,11 @@ def test_the_micro_batch_is_the_fastest_that_fits():
     assert choice(True, 72e9) == (16384, True)
     assert choice(False, 24e9) == (2048, True)
     assert needed(16384, False) > 60e9 > needed(8192, False) > 45e9
+    # Whole: weights of 2 bytes and gradients of 4, of which one process has the latter anyway.
+    total = sum(p.numel() for p in shape.parameters())
+    for shards, bytes_each in ((1, 2), (8, 5.5)):
+        on_device, _ = estimate(shape, shards, 8192, "bfloat16", 2048, keep_whole=True)
+        assert on_device["whole"] == round(bytes_each * total)
 
 
 def test_an_engine_that_does_not_fit_beside_the_trainer():

@@ -11,6 +11,7 @@ from model import Config, Qwen2, TokenLogps, shard_model
 import pytest
 import torch
 from conftest import packed, random_model, tiny_config
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -209,6 +210,9 @@ def test_a_sharded_model_is_the_same_model(one_process, tmp_path):
                 m.keep_whole(keep_whole and length == 6)
             logps, entropy = m.token_logps(*packed([length], 300, seed=length), entropy=True)
             (logps.sum() + entropy.sum()).backward()
+            if keep_whole is not None:  # a sharded parameter is a DTensor, a whole one is not
+                whole = keep_whole and length == 6
+                assert all(isinstance(p, DTensor) != whole for p in m.parameters())
         if m is sharded:
             assert_close_gradients(whole_gradients(sharded),
                                    {name: p.grad for name, p in plain.named_parameters()})
