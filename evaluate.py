@@ -6,21 +6,36 @@
 
 Several models of one shape, separated by commas, stand side by side in each task's table: the
 engine is built with the first, the weights of the others replace it. Results go to
-<model>/eval.json, by task, and all responses to <model>/eval-<task>.jsonl; beside the model of a
-training run, a picture of the run goes to curves.png.
+<model>/eval.json, by task, and the graded responses to <model>/eval-<task>.jsonl; the tables to
+eval.md beside the last model's; and a picture of a training run to curves.png beside its model.
+
+Interrupted at any moment, the same command continues. Every response is kept in <model>/responses/:
+what was sampled before with the same settings is not sampled again.
 
 avg@k is the mean accuracy of k samples per prompt; pass@k the probability that at least one of k is
 right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
 """
+import hashlib
 import json
 import os
+import sys
 from math import comb, sqrt
+from typing import NamedTuple
 
 import reward
+from lib import paper_grader
 from lib.batches import pack, pack_by_tokens
 from lib.cli import check, check_settings, configure, one_line_errors, progress
-from lib.data import load_prompts, print_first_prompt, sampling_seed, subset
+from lib.data import (
+    fingerprint_prompts,
+    load_prompts,
+    print_first_prompt,
+    sampling_seed,
+    subset,
+    task_name,
+)
 from lib.distributed import (
+    all_gather,
     all_reduce_sum,
     device,
     rank,
@@ -31,7 +46,9 @@ from lib.distributed import (
     world_size,
 )
 from lib.files import atomic_file, write_jsonl
-from lib.weights import find_model, read_weights
+from lib.samples import read_parts, sample
+from lib.tables import PAPER_TASKS, summary, table
+from lib.weights import find_model, fingerprint, read_weights
 from model import Qwen2, open_model
 
 import numpy as np
@@ -47,6 +64,7 @@ chat_template = False         # wrap prompts in the model's template, for instru
 max_response_tokens = 32      # longer responses are truncated
 temperature = 1.0             # of the samples
 show = 0                      # print so many of the wrong greedy responses to each task
+grader = ""                   # "paper": grade also as the paper's code does, by comparing strings
 kl_to = ""                    # a model: also estimate the KL divergence from it, on the samples
 dtype = "float32"             # float32 or bfloat16
 gpu_memory_utilization = 0.8  # share of the GPU's memory for vLLM
@@ -56,11 +74,13 @@ tp = 1                        # GPUs that share a vLLM engine, for models too la
 timeout_minutes = 60.0        # end the job if a rank makes no progress for so long
 # --------------------------------------------------------------------------------------------------
 
+PAPER_GRADERS = {reward.gsm8k: paper_grader.gsm8k, reward.math: paper_grader.math}
+
 
 def held_out_accuracy(engine, rows, seed, max_response_tokens, path):
     """Of the engine's policy, during training: {"accuracy": greedy, "accuracy_sampled": one sample
     per prompt at temperature 1}; {} if the job is asked to stop. A collective. The responses are
-    written to `path`."""
+    written to `path`. Raises ValueError if a reward function is wrong."""
     accuracy, records = {}, new_records(rows)
     seeds = [sampling_seed(seed, "eval", row["id"]) for row in rows]
     for name, t in (("accuracy", 0.0), ("accuracy_sampled", 1.0)):
@@ -68,8 +88,9 @@ def held_out_accuracy(engine, rows, seed, max_response_tokens, path):
         if stop_requested():
             return {}
         rewards = reward.start_grading(rows, responses)().rewards
-        accuracy[name] = sum(rewards) / len(rows)
-        add_responses(records, "greedy" if t == 0 else "samples", responses, rewards, 1)
+        accuracy[name] = sum(r == 1 for r in rewards) / len(rows)
+        for record, response, r in zip(records, responses, rewards, strict=True):
+            record["greedy" if t == 0 else "samples"] = [as_dict(response, r)]
     if rank == 0:
         write_jsonl(path, records)
     return accuracy
@@ -81,12 +102,74 @@ def new_records(rows):
     return [{key: row[key] for key in kept if key in row} for row in rows]
 
 
-def add_responses(records, name, responses, rewards, k):
-    """records[i][name] = k responses to prompt i. responses, rewards: prompts x k, flat."""
-    for i, (response, r) in enumerate(zip(responses, rewards, strict=True)):
-        records[i // k].setdefault(name, []).append(
-            {"text": response.text, "reward": r, "truncated": response.truncated,
-             "tokens": len(response.tokens)})
+def as_dict(response, reward):
+    return {"text": response.text, "reward": reward, "truncated": response.truncated,
+            "tokens": len(response.tokens)}
+
+
+# ---- responses -----------------------------------------------------------------------------------
+
+class Job(NamedTuple):
+    """One model on one task."""
+    path: str            # the model's folder
+    task: str
+    rows: list           # prompts, P of them
+    folder: str          # of the results
+    sampled_with: dict   # the settings that decide the responses
+
+    def settings(self, kind):
+        """Those of one kind of responses: "greedy" or "samples"."""
+        if kind == "samples":
+            return self.sampled_with | {"temperature": temperature, "seed": seed}
+        return self.sampled_with
+
+    def files(self, kind):
+        """Where the engines keep their responses, with * for an engine's number. Other settings
+        have other files, so no response is ever lost or mixed with others."""
+        digest = hashlib.sha256(json.dumps(self.settings(kind)).encode()).hexdigest()[:8]
+        return os.path.join(self.folder, "responses", f"{self.task}-{kind}-{digest}.*.jsonl")
+
+
+class Response(NamedTuple):
+    """As rollout.Response, which needs vLLM: a response that was read from a file."""
+    tokens: list
+    text: str
+    truncated: bool
+
+
+def collect(job, kind, k, engine_with):
+    """P x k responses: those of earlier evaluations, and what is missing, sampled now. The same on
+    all ranks. kind: "greedy" or "samples"; engine_with(path): the engine with a model's weights."""
+    def read():
+        lines = (line for _, _, lines in read_parts(job.files(kind)) for line in lines)
+        return {(r["id"], r["sample"]): Response(r["tokens"], r["text"], not r["finished"])
+                for r in lines}
+
+    done = all_gather(read() if rank == 0 else None)[0]
+    todo = [(row, i, sampling_seed(seed, "evaluate", row["id"], i)) for row in job.rows
+            for i in range(k) if (row["id"], i) not in done]
+    if todo:
+        sample(engine_with(job.path), todo, job.files(kind), job.settings(kind),
+               max_response_tokens, temperature if kind == "samples" else 0.0,
+               desc=f"{job.task}, {kind}")
+        done = all_gather(read() if rank == 0 else None)[0]
+        lost = sum((row["id"], i) not in done for row, i, _ in todo)
+        if lost:
+            sys.exit(f"error: {lost:,} responses are not in {job.folder}: it must be on a file "
+                     "system that all machines share. The same command samples what is missing")
+    return [[done[row["id"], i] for i in range(k)] for row in job.rows]
+
+
+def read_results(folder):
+    """The contents of eval.json, by task. Raises ValueError if it is damaged."""
+    file = os.path.join(folder, "eval.json")
+    if not os.path.exists(file):
+        return {}
+    with open(file) as f:
+        try:
+            return json.load(f)
+        except ValueError as e:
+            raise ValueError(f"{file}: not valid JSON ({e}); move it away") from None
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -113,43 +196,57 @@ def mean_with_interval(per_prompt):
 
 # ---- measurements --------------------------------------------------------------------------------
 
-def measure(engine, rows):
-    """Sample and grade. Returns (results for eval.json, the sampled responses, P x k, the rows of
-    eval-<task>.jsonl)."""
-    grades, records = [], new_records(rows)
-
-    def sample_and_grade(k, t):  # -> P x k responses, (P, k) rewards
-        repeated = [row for row in rows for _ in range(k)]
-        seeds = [sampling_seed(seed, "evaluate", row["id"], i) for row in rows for i in range(k)]
-        responses = engine.generate([row["tokens"] for row in repeated], seeds, max_response_tokens,
-                                    t, desc="greedy" if t == 0 else "sampling")
-        grades.append(reward.start_grading(repeated, responses)())
-        add_responses(records, "greedy" if t == 0 else "samples", responses, grades[-1].rewards, k)
-        rewards = np.array(grades[-1].rewards).reshape(len(rows), k)
-        return [responses[i:i + k] for i in range(0, len(responses), k)], rewards
-
-    greedy, rewards = sample_and_grade(1, 0.0)
-    accuracy, of_prompts = rewards.mean(), {"greedy": rewards[:, 0]}
-    results = {"prompts": len(rows),
-               "greedy": {"value": accuracy, "ci95": wilson(accuracy, len(rows))}}
-    samples, n = [], samples_per_prompt
-    if n:
-        samples, rewards = sample_and_grade(n, temperature)
-        right = rewards.sum(1).astype(int)                                                 # (P,)
-        results[f"avg@{n}"] = mean_with_interval(right / n)
-        of_prompts[f"avg@{n}"] = right / n
-        for k in sorted({2 ** i for i in range(1, n.bit_length())} | {n} - {1}):  # pass@1 is avg@n
-            results[f"pass@{k}"] = mean_with_interval([pass_at_k(n, c, k) for c in right.tolist()])
-    shown = [r for group in samples or greedy for r in group]
+def measure(rows, responses):
+    """Grade. responses: {"greedy": P x 1, "samples": P x k, if there are any}. Returns (results for
+    eval.json, the rows of eval-<task>.jsonl). Raises ValueError if a reward function is wrong."""
+    records, results, of_prompts = new_records(rows), {"prompts": len(rows)}, {}
+    all_rewards, flags, differ = [], {"inexact": [], "timed_out": []}, []
+    for kind, groups in responses.items():
+        k = len(groups[0])
+        repeated, flat = [row for row in rows for _ in range(k)], [r for g in groups for r in g]
+        graded = reward.start_grading(repeated, flat)()
+        rewards = np.array(graded.rewards).reshape(-1, k)                                  # (P, k)
+        results |= accuracies(kind, rewards == 1)
+        of_prompts[kind if kind == "greedy" else f"avg@{k}"] = (rewards == 1).mean(1)
+        all_rewards.append(rewards.mean(1))
+        for key in flags:
+            flags[key] += getattr(graded, key)
+        dicts = [as_dict(r, x) for r, x in zip(flat, graded.rewards, strict=True)]
+        if grader == "paper":
+            for row, d in zip(repeated, dicts, strict=True):
+                d["paper"] = PAPER_GRADERS[reward.reward_of(row["task"])](
+                    d["text"], row["answer"], not d["truncated"])
+            right = np.array([d["paper"] == 1 for d in dicts]).reshape(-1, k)
+            results |= {f"{name}, paper's grader": value
+                        for name, value in accuracies(kind, right).items() if "pass" not in name}
+            differ += [d["paper"] != d["reward"] for d in dicts]
+        for i, record in enumerate(records):
+            record[kind] = dicts[i * k:(i + 1) * k]
+    shown = [r for group in responses.get("samples", responses["greedy"]) for r in group]
+    if not {0.0, 1.0}.issuperset(np.unique(rewards)):  # a reward that gives partial credit
+        results["reward"] = mean_with_interval(all_rewards[-1])
     results["response_length"] = float(np.mean([len(r.tokens) for r in shown]))
     results["truncated"] = float(np.mean([r.truncated for r in shown]))
-    for key in ("inexact", "timed_out"):
-        flags = [flag for graded in grades for flag in getattr(graded, key)]
-        results[f"grade_{key}"] = float(np.mean(flags))
+    results |= {f"grade_{key}": float(np.mean(values)) for key, values in flags.items()}
+    if differ:
+        results["graders_differ"] = float(np.mean(differ))
     if results["truncated"] > 0.5:
         print("warning: most responses were truncated; raise --max_response_tokens")
     results["groups"] = by_group(rows, of_prompts)
-    return results, samples, records
+    return results, records
+
+
+def accuracies(kind, right):
+    """Measures of one kind of responses. right (P, k) bool; kind: "greedy", of which k is 1, or
+    "samples"."""
+    num_prompts, k = right.shape
+    if kind == "greedy":
+        return {"greedy": {"value": right.mean(), "ci95": wilson(right.mean(), num_prompts)}}
+    counts = right.sum(1).tolist()
+    results = {f"avg@{k}": mean_with_interval(right.mean(1))}
+    for m in sorted({2 ** i for i in range(1, k.bit_length())} | {k} - {1}):  # pass@1 is avg@k
+        results[f"pass@{m}"] = mean_with_interval([pass_at_k(k, c, m) for c in counts])
+    return results
 
 
 def by_group(rows, of_prompts):
@@ -165,17 +262,6 @@ def by_group(rows, of_prompts):
     return {group: {"prompts": len(groups[group]),
                     **{name: float(x[groups[group]].mean()) for name, x in of_prompts.items()}}
             for group in sorted(groups)}
-
-
-def print_wrong(records):
-    """The first `show` wrong greedy responses, and why they are wrong."""
-    wrong = [record for record in records if record["greedy"][0]["reward"] < 1]
-    for record in wrong[:show]:
-        greedy = record["greedy"][0]
-        reason = reward.explain(record["task"], greedy["text"], record["answer"],
-                                not greedy["truncated"])
-        print(f"\n---- {record['id']}: {reason}\n{record['prompt']}\n---- response\n"
-              f"{greedy['text']}")
 
 
 def kl_divergence(path, other, rows, samples):
@@ -199,57 +285,45 @@ def kl_divergence(path, other, rows, samples):
             "kl_per_token": kl.sum().item() / sum(map(len, responses)), "kl_to": other}
 
 
-def print_table(title, names, all_results):
-    """Models side by side, one line per measure and per group. all_results: one per model."""
-    lines = {title: names}
-    for key in all_results[0]:
-        if key != "groups":
-            lines[key.replace("_", " ")] = [cell(key, r.get(key, "")) for r in all_results]
-    for group, measured in all_results[0]["groups"].items():
-        measures = [name for name in measured if name != "prompts"]
-        lines[f"{group} ({measured['prompts']})"] = [
-            " / ".join(f"{r['groups'][group][name]:.1%}" for name in measures)
-            for r in all_results]
-    left = max(22, *(len(label) + 2 for label in lines))
-    width = max(24, *(len(name) + 2 for name in names))
-    print()
-    for label, cells in lines.items():
-        print(f"{label:<{left}}" + "".join(f"{text:>{width}}" for text in cells))
-    if all_results[0]["groups"]:
-        print(f"(of each level and subject: {' / '.join(measures)}; in brackets its prompts)")
+def print_examples(records):
+    """The first `show` wrong greedy responses, and why they are wrong; and as many of which the two
+    graders judge differently."""
+    greedy = [(record, record["greedy"][0]) for record in records]
+    for record, r in [pair for pair in greedy if pair[1]["reward"] < 1][:show]:
+        print_response(record, r, reward.explain(record["task"], r["text"], record["answer"],
+                                                 not r["truncated"]))
+    for record, r in [pair for pair in greedy if pair[1].get("paper", pair[1]["reward"])
+                      != pair[1]["reward"]][:show]:
+        print_response(record, r, f"{r['reward']:g} by reward.py, {r['paper']:g} by the paper's "
+                       f"grader, for the answer {record['answer']!r}")
 
 
-def cell(key, value):
-    """A result as text. key: its name."""
-    if isinstance(value, dict):
-        low, high = value["ci95"]
-        if key.startswith("kl"):
-            return f"{value['value']:.3f} [{low:.3f}, {high:.3f}]"
-        return f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]"
-    formats = {"truncated": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}",
-               "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
-    return formats.get(key, "{}").format(value)
+def print_response(record, response, comment):
+    print(f"\n---- {record['id']}: {comment}\n{record['prompt']}\n---- response\n"
+          f"{response['text']}")
 
 
-def read_inputs(name, tasks):
-    """(path, {task: rows}, eval.json's path and contents, (config, EOS)) of a model.
+# ---- the stage -----------------------------------------------------------------------------------
 
-    Raises OSError or ValueError.
-    """
+def make_jobs(name, tasks):
+    """([Job of each task], (config, EOS)) of a model. Raises OSError or ValueError."""
     path, config, tokenizer = open_model(name)
     context = config.max_position_embeddings - max_response_tokens
-    rows = {t: subset(load_prompts(t, "test", tokenizer, max_prompt_tokens, drop_long_prompts,
-                                   context, reward.REWARDS, chat_template), max_prompts, seed=0)
-            for t in tasks}
     folder = name if os.path.isdir(name) else os.path.join("out", "eval", name)
-    file, saved = os.path.join(folder, "eval.json"), {}
-    if os.path.exists(file):
-        with open(file) as f:
-            try:
-                saved = json.load(f)
-            except ValueError as e:
-                raise ValueError(f"{file}: not valid JSON ({e}); move it away") from None
-    return path, rows, file, saved, (config, tokenizer.eos_token_id)
+    read_results(folder)  # an error now and not after hours
+    jobs = []
+    for t in tasks:
+        rows = load_prompts(t, "test", tokenizer, max_prompt_tokens, drop_long_prompts, context,
+                            reward.reward_of, chat_template)
+        if grader:
+            other = [row["task"] for row in rows
+                     if reward.reward_of(row["task"]) not in PAPER_GRADERS]
+            check(not other, f"--grader=paper: the paper's code has no grader for {other[:1]}")
+        sampled_with = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
+                        "max_response_tokens": max_response_tokens, "dtype": dtype}
+        jobs.append(Job(path, task_name(t), subset(rows, max_prompts, seed=0), folder,
+                        sampled_with))
+    return jobs, (config, tokenizer)
 
 
 def main():
@@ -257,48 +331,66 @@ def main():
     with one_line_errors():  # everything is checked before the first model is sampled
         check_settings(dtype, max_response_tokens=max_response_tokens, tp=tp)
         check(samples_per_prompt or not kl_to, "--kl_to needs --samples_per_prompt of 1 or more")
+        check(grader in ("", "paper"), f"--grader={grader}: it can be paper, or empty")
         other = find_model(kl_to) if kl_to else None
-        plans = [read_inputs(name, tasks) for name in names]
-        first = plans[0]
-        for name, plan in zip(names, plans, strict=True):
-            check(plan[-1] == first[-1], f"{name} has another shape or end-of-text token than "
-                  f"{names[0]}; evaluate them one at a time")
+        jobs, (config, tokenizer) = make_jobs(names[0], tasks)
+        for name in names[1:]:
+            more, (config_2, tokenizer_2) = make_jobs(name, tasks)
+            check((config_2, tokenizer_2.eos_token_id) == (config, tokenizer.eos_token_id),
+                  f"{name} has another shape or end-of-text token than {names[0]}; evaluate them "
+                  "one at a time")
+            jobs += more
+    print_first_prompt(jobs[0].rows, tokenizer)
 
-    set_phase("building the engine")
-    from rollout import Engine  # imports vLLM, which takes seconds
-    with one_line_errors():
-        longest = max(len(row["tokens"]) for rows in first[1].values() for row in rows)
-        engine = Engine(first[0], dtype, longest + max_response_tokens, gpu_memory_utilization, tp)
-    print_first_prompt(first[1][tasks[0]], engine.tokenizer)
-    tables, tied, loaded = {t: [] for t in tasks}, first[-1][0].tie_word_embeddings, first[0]
-    for name, (path, all_rows, file, saved, _) in zip(names, plans, strict=True):
-        for t, rows in all_rows.items():
-            set_phase(f"evaluating {name} on {t}")
-            if engine.asleep or path != loaded:
-                engine.sync(read_weights(path, tied))
-                loaded = path
-            results, samples, records = measure(engine, rows)
-            if other:
-                set_phase(f"KL of {name} on {t}")
+    engine, loaded = None, None
+
+    def engine_with(path):
+        nonlocal engine, loaded
+        set_phase("building the engine")
+        if not engine:
+            from rollout import Engine  # imports vLLM, which takes seconds
+            longest = max(len(row["tokens"]) for job in jobs for row in job.rows)
+            with one_line_errors():
+                engine = Engine(path, dtype, longest + max_response_tokens,
+                                gpu_memory_utilization, tp)
+        elif engine.asleep or path != loaded:
+            engine.sync(read_weights(path, config.tie_word_embeddings))
+        loaded = path
+        return engine
+
+    by_task = {}
+    for job in jobs:
+        responses = {"greedy": collect(job, "greedy", 1, engine_with)}
+        if samples_per_prompt:
+            responses["samples"] = collect(job, "samples", samples_per_prompt, engine_with)
+        set_phase(f"grading {job.task}")
+        with one_line_errors():
+            results, records = measure(job.rows, responses)
+        if other:
+            set_phase(f"KL of {job.path} on {job.task}")
+            if engine:
                 engine.sleep()
-                results.update(kl_divergence(path, other, rows, samples))
-            tables[t].append(results)
-            saved[t] = {**results, "samples_per_prompt": samples_per_prompt, "seed": seed,
-                        "temperature": temperature, "max_response_tokens": max_response_tokens,
-                        "dtype": dtype}
-            if rank == 0:
-                with atomic_file(file) as f:
-                    json.dump(saved, f, indent=2)
-                write_jsonl(os.path.join(os.path.dirname(file), f"eval-{t}.jsonl"), records)
-                print_wrong(records)
-    for t, all_results in tables.items():
-        print_table(t, names, all_results)
+            results.update(kl_divergence(job.path, other, job.rows, responses["samples"]))
+        by_task.setdefault(job.task, []).append(results)
+        if rank == 0:
+            write_jsonl(os.path.join(job.folder, f"eval-{job.task}.jsonl"), records)
+            saved = {**results, "samples_per_prompt": samples_per_prompt, **job.settings("samples")}
+            with atomic_file(os.path.join(job.folder, "eval.json")) as f:
+                json.dump({**read_results(job.folder), job.task: saved}, f, indent=2)
+            print_examples(records)
+    tables = [table(t, names, all_results) for t, all_results in by_task.items()]
+    if len(by_task) > 1 or set(by_task) & set(PAPER_TASKS):
+        tables.append(summary(names, by_task, (config.hidden_size, config.num_hidden_layers)))
+    print("", *tables, sep="\n")
+    if rank == 0:
+        with atomic_file(os.path.join(jobs[-1].folder, "eval.md")) as f:
+            f.write("\n".join(tables))
     for name in names:
         run = os.path.dirname(os.path.normpath(name))
         if rank == 0 and os.path.isfile(os.path.join(run, "metrics.jsonl")):
             from lib.plot import plot_run  # imports matplotlib
             plot_run(os.path.join(run, "metrics.jsonl"), os.path.join(run, "curves.png"))
-            print(f"\nwrote {run}/curves.png")
+            print(f"wrote {run}/curves.png")
 
 
 if __name__ == "__main__":

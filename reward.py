@@ -1,13 +1,16 @@
-r"""Rewards: 1.0 for a response with the right final answer, else 0.0. All stages grade with these.
+r"""Rewards: numbers from 0 to 1 for responses. All stages grade with these.
 
     gsm8k("7 + 6 = 13, so #### 13", "13")                      # 1.0
     math(r"Therefore \boxed{\frac{1}{2}}", r"\frac12")         # 1.0
 
-How two final answers are compared is in lib/answers.py. A batch is graded in processes of its own,
-with a time limit for each answer: a response may contain any text, also text made to harm.
+A built-in reward is 1.0 for the right final answer, else 0.0. How two final answers are compared is
+in lib/answers.py. A task file brings a reward of its own (examples/countdown.py). A batch is graded
+in processes of its own, with a time limit for each answer: a response may contain any text, also
+text made to harm.
 """
 import hashlib
 import json
+import numbers
 import os
 import re
 import resource
@@ -15,7 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import NamedTuple
 
 import lib.answers
 from lib.answers import is_equivalent, last_boxed
-from tasks import TASKS
+from tasks import TASKS, load_task, one_line
 
 answer_limit = 2.0         # seconds that grading one answer may take; most take 0.0001
 memory_limit = 2 * 2**30   # bytes of address space of a grading process
@@ -57,9 +59,23 @@ def number_after_hashes(text):
     return found[1] + found[2] if found else None
 
 
+def reward_of(task):
+    """The reward function of a data row's "task": a name in tasks.py, or a task file's path.
+
+    Raises ValueError with one line if there is none.
+    """
+    if task.endswith(".py"):
+        return load_task(task).reward
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} has no reward; tasks.py has {', '.join(TASKS)}")
+    return {"gsm8k": gsm8k, "math": math}[TASKS[task].reward]
+
+
 def explain(task, response, answer, finished):
-    """Why a response did not earn the reward, in a few words for people."""
-    if REWARDS[task] is math:
+    """Why a response did not earn a reward of 1, in a few words for people."""
+    if task.endswith(".py"):
+        return f"the answer was {answer!r}"
+    if reward_of(task) is math:
         if not finished:
             return "it was truncated"
         final = last_boxed(response)
@@ -68,14 +84,14 @@ def explain(task, response, answer, finished):
     return "it has no final answer" if final is None else f"{final!r} is not equal to {answer!r}"
 
 
-# A data row's "task" -> its reward.
-REWARDS = {name: {"gsm8k": gsm8k, "math": math}[task.reward] for name, task in TASKS.items()}
-
-
-def fingerprint():
-    """SHA-256 of the code that grades. When it changes, stage 1 grades its samples again."""
-    code = Path(__file__).read_bytes() + Path(lib.answers.__file__).read_bytes()
-    return hashlib.sha256(code).hexdigest()
+def fingerprint(rows):
+    """SHA-256 of the code that grades these data rows. When it changes, stage 1 grades its samples
+    again."""
+    tasks = sorted({row["task"] for row in rows})
+    files = [__file__, lib.answers.__file__, *(task for task in tasks if task.endswith(".py"))]
+    code = [Path(file).read_bytes() for file in files]
+    names = [reward_of(task).__name__ for task in tasks]
+    return hashlib.sha256(b"".join(code) + repr(names).encode()).hexdigest()
 
 
 # ---- grading a batch -----------------------------------------------------------------------------
@@ -91,8 +107,8 @@ def grade(rows, texts, truncated):
     """Grade a batch in this process's pool. Returns Graded.
 
     rows: data rows with "task" and "answer"; texts: the responses (str); truncated: whether each
-    was truncated (bool). Raises RuntimeError if a reward function raises, which means that the
-    function is wrong, not the answer.
+    was truncated (bool). Raises ValueError with one line if a reward function raises, or returns
+    anything but a number from 0 to 1: the function is wrong then, not the response.
     """
     graded = results(submit(rows, texts, truncated))
     warn_of_timeouts(graded)
@@ -115,7 +131,13 @@ def start_grading(rows, responses):
 
     def wait():
         graded = Graded(*([None] * len(rows) for _ in Graded._fields))
-        for other, part_of_other in enumerate(all_gather(results(futures))):
+        try:
+            mine = results(futures)
+        except ValueError as e:  # of one rank: all have to know
+            mine = str(e)
+        for other, part_of_other in enumerate(all_gather(mine)):
+            if isinstance(part_of_other, str):
+                raise ValueError(part_of_other)
             for whole, values in zip(graded, part_of_other, strict=True):
                 whole[other::world_size] = values
         warn_of_timeouts(graded)
@@ -175,7 +197,8 @@ def grade_one(task, response, answer, finished):
         return 0.0, False, True
     reply = json.loads(reply)
     if isinstance(reply, str):
-        raise RuntimeError(f"the reward of task {task} raised\n{reply}")
+        raise ValueError(f"the reward of task {task} {reply}, for the response "
+                         f"{response[:200]!r} and the answer {answer!r}")
     return (*reply, False)
 
 
@@ -183,25 +206,31 @@ def serve():
     """A grading process: one request per line of input, one reply per line of output.
 
     A request is the JSON list [task, response, answer, finished], a reply the list [reward,
-    inexact], or a traceback if the reward function raised. The time limit is a timer without a
-    handler: when it runs out, the kernel ends the process, even in the middle of a long computation
-    in C. The process ends with its input, so also when its parent was killed.
+    inexact], or a text that says what is wrong with the reward function. The time limit is a timer
+    without a handler: when it runs out, the kernel ends the process, even in the middle of a long
+    computation in C. The process ends with its input, so also when its parent was killed.
     """
+    replies, sys.stdout = sys.stdout, sys.stderr  # what a reward function prints is no reply
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the stage may still want this batch's grades
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     for line in sys.stdin:
         task, *arguments = json.loads(line)
+        function = reward_of(task)  # loading a task file takes none of the answer's time
         lib.answers.Work.inexact = 0
         signal.setitimer(signal.ITIMER_REAL, answer_limit)
         try:
-            reply = [REWARDS[task](*arguments), lib.answers.Work.inexact > 0]
+            reward = function(*arguments)
+            if isinstance(reward, numbers.Real) and 0 <= reward <= 1:
+                reply = [float(reward), lib.answers.Work.inexact > 0]
+            else:
+                reply = f"returned {reward!r}, which is not a number from 0 to 1"
         except MemoryError:
             os.kill(os.getpid(), signal.SIGKILL)
-        except Exception:
-            reply = traceback.format_exc()
+        except Exception as e:
+            reply = f"raised {one_line(e)}"
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(reply), flush=True)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
 r"""The tasks: where the rows of each come from, how a row becomes prompt and answer, and which of
-reward.py's functions grades it. prepare.py, reward.py and evaluate.py read this file.
+reward.py's functions grades it. prepare.py and reward.py read this file.
 
 Prompts are those of the A*-PO paper's code: the question and an instruction, without a chat
-template. Another task of this kind is one more line in TASKS.
+template. Another task of this kind is one more line in TASKS; a task with a reward of its own is a
+Python file (examples/countdown.py), which every stage takes by its path: --task=path/to/file.py.
 """
+import importlib.util
+import os
+import traceback
+from functools import cache
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 from lib.answers import last_boxed
@@ -61,3 +67,29 @@ TASKS = {
     "hmmt_feb_2025": Task(boxed, "math", ("MathArena/hmmt_feb_2025", "default"), {"test": "train"}),
     "hmmt_nov_2025": Task(boxed, "math", ("MathArena/hmmt_nov_2025", "default"), {"test": "train"}),
 }
+
+
+@cache
+def load_task(path):
+    """The module of a task file. Raises FileNotFoundError, or ValueError with one line."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such task file")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise ValueError(f"{path} can't be loaded: {one_line(e)}") from e
+    for name in ("rows(split)", "reward(response, answer, finished)"):
+        if not callable(getattr(module, name.split("(")[0], None)):
+            raise ValueError(f"{path} defines no function {name}; see examples/countdown.py")
+    return module
+
+
+def one_line(error):
+    """An exception and where it was raised, as text."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):  # its text says where
+        return text
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{text} ({os.path.basename(last.filename)}, line {last.lineno})"

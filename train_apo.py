@@ -35,6 +35,7 @@ from lib.data import (
     print_first_prompt,
     sampling_seed,
     subset,
+    task_name,
 )
 from lib.distributed import (
     all_host_threads,
@@ -56,7 +57,7 @@ from torch.nn.utils import clip_grad_norm_
 
 # model, data, output
 model = "data/arithmetic/model"  # initial policy and reference: a local folder, or a hub name
-task = "arithmetic"              # data/<task>
+task = "arithmetic"              # data/<task>, or a task file: examples/countdown.py
 out = ""                         # the run's folder, with stage 1's values.pt; empty: out/<task>
 seed = 0
 # sampling
@@ -131,18 +132,18 @@ def read_inputs():
     path, config, tokenizer = open_model(model)
     context = config.max_position_embeddings - max_response_tokens
     train, test = (load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts,
-                                context, reward.REWARDS, chat_template)
+                                context, reward.reward_of, chat_template)
                    for split in ("train", "test"))
     return path, config, tokenizer, train, subset(test, eval_prompts, seed=0)
 
 
 def main(constants):
     # ---- read the inputs, and find out where to continue ----
-    folder = out or os.path.join("out", task)
+    folder = out or os.path.join("out", task_name(task))
     with one_line_errors():
         path, config, tokenizer, rows, test = read_inputs()
         inputs = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
-                  "reward": reward.fingerprint()}
+                  "reward": reward.fingerprint(rows)}
         settings = {"temperature": temperature, "max_response_tokens": max_response_tokens}
         rows, inputs["values"] = add_v_star(rows, folder, inputs | settings, filter_incorrect)
         check(batch_size <= len(rows), f"--batch_size={batch_size}: there are {len(rows)} prompts")
@@ -213,7 +214,7 @@ def main(constants):
                 micro.ref_logps = reference.token_logps(micro.input_ids, micro.cu_seqlens,
                                                         temperature, micro.response_mask)    # (T,)
             reference.reshard()  # FSDP would keep the root gathered until a backward pass
-        with run.phase("grade"):
+        with run.phase("grade"), run.reward_errors():
             graded = wait_for_grades()
             rewards = torch.tensor(graded.rewards, device=device)                        # (batch,)
             for micro in micro_batches:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib.arithmetic import BASE_MODEL
+from lib.base_model import BASE_MODEL
 from lib.cli import configure
 from lib.memory import estimate
 from model import LOGPS_CHUNK, Config, Qwen2

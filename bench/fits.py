@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.estimate import SIZES, TINY, on_meta_device
-from lib.arithmetic import byte_tokenizer
+from lib.base_model import byte_tokenizer
 from lib.memory import available_host_memory, estimate
 from model import LOGPS_CHUNK, Qwen2
 

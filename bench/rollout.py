@@ -17,7 +17,7 @@ sys.path[0] = str(REPO)
 
 import rollout  # noqa: E402
 from bench.estimate import SIZES, TINY  # noqa: E402
-from lib.arithmetic import byte_tokenizer  # noqa: E402
+from lib.base_model import byte_tokenizer  # noqa: E402
 from lib.cli import configure  # noqa: E402
 from lib.distributed import init_process_group  # noqa: E402
 from model import Qwen2  # noqa: E402

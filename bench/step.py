@@ -27,7 +27,7 @@ import reward  # noqa: E402
 import train_apo  # noqa: E402
 from bench.estimate import SIZES, TINY, on_meta_device  # noqa: E402
 from lib import memory  # noqa: E402
-from lib.arithmetic import byte_tokenizer  # noqa: E402
+from lib.base_model import byte_tokenizer  # noqa: E402
 from lib.cli import configure  # noqa: E402
 from lib.data import fingerprint_prompts, load_prompts  # noqa: E402
 from lib.distributed import all_host_threads, cuda, device, run_stage  # noqa: E402
@@ -62,13 +62,13 @@ def make_inputs(constants):
         write_jsonl(f"data/arithmetic/{split}.jsonl",
                     [{"id": f"{split}/{i}", "task": "arithmetic", "answer": "1",
                       "prompt": "".join(map(str, row))} for i, row in enumerate(digits)])
-    rows = load_prompts("arithmetic", "train", tokenizer, 0, False, 10_000, reward.REWARDS)
+    rows = load_prompts("arithmetic", "train", tokenizer, 0, False, 10_000, reward.reward_of)
     ones = torch.ones(len(rows), 1)
     os.makedirs("out/arithmetic")
     torch.save({"ids": [row["id"] for row in rows], "rewards": ones, "lengths": ones.int(),
                 "finished": ones > 0, "v_star": ones[:, 0] / 2,
                 "meta": {"model": fingerprint("model"), "prompts": fingerprint_prompts(rows),
-                         "reward": reward.fingerprint(), "temperature": 1.0,
+                         "reward": reward.fingerprint(rows), "temperature": 1.0,
                          "max_response_tokens": constants["max_response_tokens"]}},
                "out/arithmetic/values.pt")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 sys.path[0] = str(REPO)  # not bench/, where this file is called like the library
 
-from lib import arithmetic  # noqa: E402
+from lib import base_model  # noqa: E402
 from lib.cli import configure  # noqa: E402
 from model import Config, Qwen2  # noqa: E402
 
@@ -108,8 +108,8 @@ def trl(model, tokens, prompts, updates):
 
 def random_model(path):
     torch.manual_seed(0)
-    tokenizer = arithmetic.byte_tokenizer()
-    config = {**arithmetic.BASE_MODEL, "initializer_range": 0.02}
+    tokenizer = base_model.byte_tokenizer()
+    config = {**base_model.BASE_MODEL, "initializer_range": 0.02}
     model = Qwen2(Config(vocab_size=len(tokenizer), **config))
     model.hf_config = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     model.save_pretrained(path)

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 
 from lib.cli import check
 from lib.files import read_jsonl
@@ -9,16 +10,21 @@ from lib.files import read_jsonl
 import numpy as np
 
 
-def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, context, tasks,
+def task_name(task):
+    """The name of a task's folders: of a task file, its own without folder and ending."""
+    return Path(task).stem if task.endswith(".py") else task
+
+
+def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, context, reward_of,
                  chat_template=False):
     """Rows of data/<task>/<split>.jsonl, each with "tokens", its prompt's token ids (list of int).
 
     A prompt longer than max_prompt_tokens (0: no limit), or than the model's `context` tokens, is
-    an error, or left out with a message if drop_long_prompts. tasks: those that have a reward;
-    chat_template: make each prompt a user's message in the tokenizer's template. Raises
-    FileNotFoundError or ValueError with one line.
+    an error, or left out with a message if drop_long_prompts. reward_of: raises ValueError for a
+    "task" without a reward; chat_template: make each prompt a user's message in the tokenizer's
+    template. Raises FileNotFoundError or ValueError with one line.
     """
-    path = os.path.join("data", task, f"{split}.jsonl")
+    path = os.path.join("data", task_name(task), f"{split}.jsonl")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; make it with: "
                                 f"python prepare.py --task={task}")
@@ -28,8 +34,10 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
         where = f"{path}, line {number}"
         check(row["id"] not in ids, f"{where}: id {row['id']!r} was used before")
         ids.add(row["id"])
-        check(row["task"] in tasks, f"{where}: task {row['task']!r} has no reward; reward.py's "
-              f"REWARDS has {', '.join(tasks)}")
+        try:
+            reward_of(row["task"])
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{where}: {e}") from None
         check(isinstance(row["prompt"], str) and isinstance(row["answer"], str),
               f"{where}: prompt and answer must be strings")
         check(row["prompt"], f"{where}: the prompt is empty")

@@ -71,7 +71,7 @@ class Run:
         {"accuracy": ..., "accuracy_sampled": ...}, or {} if the run is to stop.
         """
         self.engine, self.policy, self.optimizer = engine, policy, optimizer
-        self.evaluate = lambda: evaluate(os.path.join(self.folder, f"eval-{self.step:06d}.jsonl"))
+        self.measure_accuracy = evaluate
         with one_line_errors():
             checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
             if self.checkpoint:
@@ -81,7 +81,6 @@ class Run:
         engine.sync(policy.gather_weights(self.compute_dtype))
         self.before_training = {}
         if not self.checkpoint:
-            set_phase("evaluation")
             accuracy = self.evaluate()
             self.before_training = {k.replace("accuracy", "accuracy_start"): v
                                     for k, v in accuracy.items()}
@@ -101,6 +100,11 @@ class Run:
         return (self.step % self.constants["eval_every"] == 0
                 or self.step == self.constants["max_steps"])
 
+    def evaluate(self):
+        set_phase("evaluation")
+        with self.reward_errors():
+            return self.measure_accuracy(os.path.join(self.folder, f"eval-{self.step:06d}.jsonl"))
+
     # ---- in the loop -----------------------------------------------------------------------------
 
     def steps(self):
@@ -115,7 +119,6 @@ class Run:
             self.step += 1
             self.write_metrics()
             if self.evaluation_is_due():
-                set_phase("evaluation")
                 self.history[-1].update(self.evaluate())
                 self.write_metrics()
             print(table_line(self.history[-1]), flush=True)
@@ -162,9 +165,7 @@ class Run:
             error = sampler_error(self.step, self.diff_mean, self.diff_max,
                                   self.constants["dtype"], self.constants["logp_tolerance"])
             if error:
-                if self.step > self.saved_step:
-                    self.save()  # of the steps before this one
-                sys.exit(error)
+                self.stop(error)
         loss, kl, entropy = all_reduce_sum(self.sums).tolist()
         self.sums.zero_()
         check_finite(self.step, loss, grad_norm)
@@ -194,7 +195,21 @@ class Run:
                  **({"v_star": row["v_star"]} if "v_star" in row else {})}
                 for row, r, reward in zip(batch, responses, graded.rewards, strict=True)])
 
-    # ---- files -----------------------------------------------------------------------------------
+    # ---- files, and ends -------------------------------------------------------------------------
+
+    @contextmanager
+    def reward_errors(self):
+        """Where responses are graded: what is wrong with a reward function ends the run."""
+        try:
+            yield
+        except ValueError as e:
+            self.stop(f"error: step {self.step}: {e}")
+
+    def stop(self, error):
+        """Exit with one line, after saving the steps that are complete."""
+        if self.step > self.saved_step:
+            self.save()
+        sys.exit(error)
 
     def write_metrics(self):
         if rank == 0:

@@ -2,17 +2,17 @@
 import hashlib
 import json
 import os
-from glob import glob
 
 from lib.cli import check
 from lib.files import read_jsonl
+from lib.samples import read_parts
 
 import torch
 
 # What decides the samples: those of runs that differ in any of these must not be mixed.
 SAMPLED_WITH = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")
-# While stage 1 runs, each engine has such a file: the settings, then a line per finished response.
-PART = "responses.part*.jsonl"
+# While stage 1 runs, each engine has such a file.
+PARTS = "responses.part.*.jsonl"
 
 
 def load_values(path):
@@ -44,7 +44,7 @@ def add_v_star(rows, folder, expected, filter_incorrect):
         check(theirs == ours, f"{path} was made with another {part} than this run's ({theirs}, "
               f"here {ours}): run estimate_value.py again with this run's settings, or mend them")
     by_id = {row["id"]: row for row in rows}
-    solved = values["rewards"].max(1).values > 0                                           # (P,)
+    solved = (values["rewards"] == 1).any(1)                                               # (P,)
     rows = [{**by_id[i], "v_star": v_star} for i, v_star, ever
             in zip(values["ids"], values["v_star"].tolist(), solved.tolist(), strict=True)
             if ever or not filter_incorrect]
@@ -70,11 +70,9 @@ def read_samples(folder, meta):
         check_settings_of(load_values(values)["meta"], values)
         for row in read_jsonl(os.path.join(folder, "responses.jsonl"), ("id", "responses")):
             samples.update({(row["id"], s["sample"]): s for s in row["responses"]})
-    for part in sorted(glob(os.path.join(folder, PART))):
-        with open(part, "rb+") as f:
-            f.truncate(f.read().rfind(b"\n") + 1)  # the last line may be incomplete after a kill
-        if os.path.getsize(part):
-            settings, *lines = read_jsonl(part, ())
-            check_settings_of(settings, part)
-            samples.update({(s.pop("id"), s["sample"]): s for s in lines})
+    for path, settings, lines in read_parts(os.path.join(folder, PARTS)):
+        check_settings_of(settings, path)
+        for s in lines:
+            s.pop("tokens")  # their number is kept
+            samples[s.pop("id"), s["sample"]] = s
     return samples

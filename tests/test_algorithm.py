@@ -15,13 +15,15 @@ import evaluate
 import reward
 import train_apo
 from baselines import grpo
-from estimate_value import finish, optimal_value, sample
-from lib.arithmetic import byte_tokenizer, row
+from estimate_value import finish, optimal_value
+from lib.arithmetic import row
+from lib.base_model import byte_tokenizer
 from lib.cli import configure
 from lib.data import fingerprint_prompts, load_prompts
 from lib.distributed import init_process_group
 from lib.files import read_jsonl, write_jsonl
-from lib.values import add_v_star, read_samples
+from lib.samples import sample
+from lib.values import PARTS, add_v_star, read_samples
 from lib.weights import fingerprint
 from model import Qwen2
 from tasks import TASKS
@@ -233,9 +235,9 @@ def train(tmp_path, monkeypatch):
     tokenizer.save_pretrained("model")
     write_jsonl("data/arithmetic/train.jsonl", [row("train", 10 + i, 20) for i in range(16)])
     write_jsonl("data/arithmetic/test.jsonl", [row("test", 50, 60)])
-    rows = load_prompts("arithmetic", "train", tokenizer, 0, False, 100, reward.REWARDS)
+    rows = load_prompts("arithmetic", "train", tokenizer, 0, False, 100, reward.reward_of)
     meta = {"model": fingerprint("model"), "prompts": fingerprint_prompts(rows),
-            "reward": reward.fingerprint(), "temperature": 0.7, "max_response_tokens": 12}
+            "reward": reward.fingerprint(rows), "temperature": 0.7, "max_response_tokens": 12}
     shuffled = [*range(8, 16), *range(8)]
     save_values("out", [rows[i]["id"] for i in shuffled], torch.ones(16, 2),
                 [0.1 * i for i in shuffled], meta)
@@ -333,7 +335,8 @@ def test_samples_with_other_settings_are_not_mixed(key, finished, tmp_path):
         save_values(tmp_path, ["a"], torch.ones(1, 1), [1.0], META)
         write_jsonl(tmp_path / "responses.jsonl", [{"id": "a", "responses": [*samples.values()]}])
     else:
-        write_jsonl(tmp_path / "responses.part.0.jsonl", [META, {"id": "a", **samples["a", 0]}])
+        write_jsonl(tmp_path / "responses.part.0.jsonl",
+                    [META, {"id": "a", **samples["a", 0], "tokens": [5, 6, 7, 8, 9]}])
     assert read_samples(tmp_path, {**META, "reward": "new", "beta1": 0.1}) == samples
     with pytest.raises(ValueError, match=f"was sampled with {key} = "):
         read_samples(tmp_path, {**META, key: "another"})
@@ -345,19 +348,18 @@ def test_stage_1_from_samples_to_v_star(tmp_path, monkeypatch):
     class Engine:
         engine_index, num_engines, tp_rank = 0, 1, 0
 
-        def __init__(self, *_):
-            self.share = list
+        share = list
 
-        def stream(self, prompts, seeds, *_):
-            assert len(set(seeds)) == len(prompts)
+        def stream(prompts, seeds, *_):
+            assert seeds == list(range(len(prompts)))
             for k in reversed(range(len(prompts))):  # responses finish in any order
                 yield k, Response([1] * (k + 1), rf"\boxed{{{prompts[k][0]}}}", k % 2 == 1, [])
 
-    monkeypatch.setitem(sys.modules, "rollout", SimpleNamespace(Engine=Engine))
     monkeypatch.setattr(estimate_value, "samples_per_prompt", 2)
     rows = [{"id": i, "task": "math", "prompt": "p", "answer": "5", "tokens": [t]}
             for i, t in (("b", 5), ("c", 6), ("a", 5))]
-    sample("model", rows, [(r, i) for r in rows for i in (0, 1)], tmp_path, META)
+    todo = [(r, i, 2 * k + i) for k, r in enumerate(rows) for i in (0, 1)]
+    assert sample(Engine, todo, str(tmp_path / PARTS), META, 32, 1.0)[1] == 1 + 2 + 3 + 4 + 5 + 6
     values, _ = finish(tmp_path, rows, rows, read_samples(tmp_path, META), META)
     assert values["finished"].tolist() == [[True, False]] * 3
     assert values["lengths"].tolist() == [[1, 2], [3, 4], [5, 6]]
@@ -412,7 +414,7 @@ def test_wilson_interval_against_the_normal_one():
 
 
 @pytest.mark.parametrize("k", [2, 8])
-def test_intervals_count_prompts_not_samples(k, monkeypatch, tmp_path):
+def test_intervals_count_prompts_not_samples(k, tmp_path):
     """Where all samples of a prompt are equal, more of them don't narrow an interval. All responses
     are kept with what they earned, and levels are measured one by one."""
     rows = [{**row("test", 10 + i, 20), "tokens": [i], "level": "23"[i > 1]} for i in range(4)]
@@ -422,20 +424,21 @@ def test_intervals_count_prompts_not_samples(k, monkeypatch, tmp_path):
         return [Response([1] * 5, f"#### {30 + p if p in right[temperature] else 9}", p == 0, [])
                 for [p] in prompts]
 
-    engine = SimpleNamespace(generate=generate)
-    monkeypatch.setattr(evaluate, "samples_per_prompt", k)
-    results, samples, records = evaluate.measure(engine, rows)
+    prompts = [row["tokens"] for row in rows]
+    responses = {kind: [[r] * n for r in generate(prompts, None, 0, t)]
+                 for kind, n, t in (("greedy", 1, 0), ("samples", k, 1.0))}
+    results, records = evaluate.measure(rows, responses)
     assert results["greedy"]["value"] == 0.75
     assert results["greedy"]["ci95"] == pytest.approx([0.3006, 0.9544], abs=1e-4)  # Wilson, 4
     half = 1.96 * statistics.stdev([1, 0, 0, 1]) / math.sqrt(4)
     for name in (f"avg@{k}", f"pass@{k}", "pass@2"):
         assert results[name]["value"] == 0.5
         assert results[name]["ci95"] == pytest.approx([0.5 - half, 0.5 + half])
-    assert results["truncated"] == 0.25 and [len(group) for group in samples] == [k] * 4
+    assert results["truncated"] == 0.25 and "reward" not in results
     assert results["groups"] == {
         "level 2": {"prompts": 2, "greedy": 1.0, f"avg@{k}": 0.5},
         "level 3": {"prompts": 2, "greedy": 0.5, f"avg@{k}": 0.5}}
-    path = tmp_path / "eval-000004.jsonl"
+    path, engine = tmp_path / "eval-000004.jsonl", SimpleNamespace(generate=generate)
     assert evaluate.held_out_accuracy(engine, rows, 0, 32, path) == {"accuracy": 0.75,
                                                                      "accuracy_sampled": 0.5}
     for kept, number in ((records, k), (read_jsonl(path, ()), 1)):

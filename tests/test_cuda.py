@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 
-from lib.arithmetic import byte_tokenizer
+from lib.base_model import byte_tokenizer
 from lib.data import sampling_seed
 from lib.distributed import init_process_group
 from model import Config, Qwen2, uses_varlen

@@ -2,7 +2,7 @@
 
 A real engine in float32 on the CPU.
 """
-from lib.arithmetic import byte_tokenizer
+from lib.base_model import byte_tokenizer
 from lib.data import sampling_seed
 from lib.distributed import init_process_group
 

@@ -13,7 +13,7 @@ import evaluate
 import prepare
 import reward
 import train_apo
-from lib.arithmetic import byte_tokenizer
+from lib.base_model import byte_tokenizer
 from lib.cli import configure
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
@@ -88,7 +88,7 @@ def test_real_data(task, sizes, dropped, too_long, tmp_path, monkeypatch):
     for split, size, long in zip(("train", "test"), sizes, too_long, strict=True):
         rows = read_jsonl(f"data/{task}/{split}.jsonl", ())
         assert len(rows) == size and all(r["answer"] and r["task"] == task for r in rows)
-        kept = load_prompts(task, split, tokenizer, 256, True, 31744, reward.REWARDS)
+        kept = load_prompts(task, split, tokenizer, 256, True, 31744, reward.reward_of)
         assert len(kept) == size - long
 
 
@@ -98,7 +98,7 @@ def test_chat_template(base, tmp_path, monkeypatch):
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(REAL_DATA / "qwen2.5-tokenizer")
     monkeypatch.chdir(base)
-    rows = load_prompts("arithmetic", "test", tokenizer, 0, False, 1000, reward.REWARDS, True)
+    rows = load_prompts("arithmetic", "test", tokenizer, 0, False, 1000, reward.reward_of, True)
     assert tokenizer.decode(rows[5]["tokens"]) == (
         "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
         f"<|im_end|>\n<|im_start|>user\n{rows[5]['prompt']}<|im_end|>\n<|im_start|>assistant\n")
@@ -329,6 +329,54 @@ def test_stage_1_continues_and_adds_what_is_missing(base, workdir):
     assert values_in(workdir / "out/a")["rewards"].shape == (100, 2) and texts() == before
 
 
+@pytest.mark.slow
+def test_an_evaluation_continues_and_adds_what_is_missing(workdir):
+    """Killed while sampling, it keeps what it had; asked for more samples, for the KL or for a
+    second task it samples only what it lacks, and its results are those of an undisturbed one. A
+    mark in one response shows that it was kept. Other settings are sampled anew."""
+    options = ("--model=data/arithmetic/model", "--samples_per_prompt=4")
+    results = workdir / "data/arithmetic/model/eval.json"
+
+    def evaluated(*more):
+        done = run("evaluate.py", *options, *more, cwd=workdir)
+        return json.loads(results.read_text())["arithmetic"], done.stdout
+
+    whole, text = evaluated("--max_prompts=200")
+    assert "arithmetic, greedy, engine 1 of 1" in text
+    assert "arithmetic, samples, engine 1 of 1" in text and "800/800" in text
+    fewer, text = evaluated("--max_prompts=100", "--kl_to=data/arithmetic/model")
+    assert "engine" not in text and fewer["kl_per_token"] == 0 and fewer["prompts"] == 100
+    again, text = evaluated("--max_prompts=200")
+    assert again == whole and "engine" not in text  # though the call before asked for fewer
+    more, text = evaluated("--max_prompts=200", "--samples_per_prompt=5")
+    assert "200/200" in text and "greedy, engine" not in text and more["avg@5"]
+    records = results.parent / "eval-arithmetic.jsonl"
+    shutil.rmtree(results.parent / "responses")
+    process = subprocess.Popen(command("evaluate.py", *options),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline, part = time.time() + 120, None
+    while not (part and part.read_bytes().count(b"\n") > 50) and time.time() < deadline:
+        time.sleep(0.01)
+        part = next(results.parent.glob("responses/arithmetic-samples-*.0.jsonl"), None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lines = part.read_text().split("\n")
+    marked = json.loads(lines[1])
+    part.write_text("\n".join([lines[0], json.dumps({**marked, "text": "#### 0"}), *lines[2:40],
+                               lines[40][:10]]))
+    again, text = evaluated("--max_prompts=200")
+    assert "greedy, engine" not in text and "samples, engine" in text
+    texts = {(r["id"], i): s["text"] for r in read_jsonl(records, ())
+             for i, s in enumerate(r["samples"])}
+    in_subset = (marked["id"], marked["sample"]) in texts
+    assert not in_subset or texts[marked["id"], marked["sample"]] == "#### 0"
+    assert again["greedy"] == whole["greedy"]
+    assert abs(again["avg@4"]["value"] - whole["avg@4"]["value"]) <= in_subset / 800 + 1e-9
+    other, text = evaluated("--max_prompts=200", "--temperature=0.5")
+    assert "greedy, engine" not in text and "samples, engine" in text
+    assert other["avg@4"]["value"] != whole["avg@4"]["value"]
+
+
 def test_values_file(base):
     """Shapes and types as documented; V* follows from the rewards; responses.jsonl agrees."""
     values = torch.load(base / "out/arithmetic/values.pt", weights_only=True)
@@ -426,7 +474,7 @@ def test_values_of_another_run_are_refused(part, workdir, monkeypatch):
         path = workdir / "data/arithmetic/train.jsonl"
         path.write_text(path.read_text().replace("=?", "=!", 1))
     elif part == "reward":
-        monkeypatch.setattr(reward, "fingerprint", lambda: "edited")
+        monkeypatch.setattr(reward, "fingerprint", lambda rows: "edited")
     elif part == "file":
         path = workdir / "out/arithmetic/values.pt"
         path.write_bytes(path.read_bytes()[:1000])
