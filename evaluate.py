@@ -374,7 +374,8 @@ def main():
         by_task.setdefault(job.task, []).append(results)
         if rank == 0:
             write_jsonl(os.path.join(job.folder, f"eval-{job.task}.jsonl"), records)
-            saved = {**results, "samples_per_prompt": samples_per_prompt, **job.settings("samples")}
+            saved = {**results, "settings": {"samples_per_prompt": samples_per_prompt,
+                                             **job.settings("samples")}}
             with atomic_file(os.path.join(job.folder, "eval.json")) as f:
                 json.dump({**read_results(job.folder), job.task: saved}, f, indent=2)
             print_examples(records)

@@ -157,7 +157,9 @@ def test_benchmarks(tmp_path):
     for task, results in evaluated.items():
         assert (results["prompts"], results["greedy"]["value"], results["avg@2"]["value"]) == (
             3, 0, 0)
-        assert f"\n{task} " in done.stdout
+        assert f"\n| {task} " in done.stdout
+    lines = (tmp_path / "model/eval.md").read_text().splitlines()
+    assert lines[-1].startswith("| model ") and lines[-1].count("|") == len(counts) + 2
 
 
 # ---- all stages ----------------------------------------------------------------------------------
