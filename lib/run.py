@@ -27,7 +27,9 @@ from lib.distributed import (
     rank,
     set_phase,
     stop_requested,
+    world_size,
 )
+from lib.environment import hardware, versions
 from lib.files import atomic_dir, read_jsonl, write_jsonl
 from lib.memory import peak_memory
 
@@ -237,9 +239,17 @@ class Run:
             if rank == 0:
                 tokenizer.save_pretrained(temporary)
                 with open(os.path.join(temporary, "training.json"), "w") as f:
-                    json.dump({"steps": self.step, "constants": self.constants}, f, indent=2)
+                    json.dump({"steps": self.step, "processes": world_size, "hardware": hardware(),
+                               "versions": versions(), "constants": self.constants}, f, indent=2)
         print(f"wrote {self.metrics_path} and {self.folder}/model; at most "
               f"{self.history[-1]['memory_gb']:.1f} GB per process beside its engine")
+        if rank == 0:
+            set_phase("writing the report")
+            from lib.report import write_report  # imports matplotlib
+            try:
+                print(f"wrote {write_report(self.folder)}")
+            except (OSError, ValueError) as e:  # the model is written
+                print(f"warning: there is no report: {e}")
 
 
 # ---- checks and messages -------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from lib.data import fingerprint_prompts, load_prompts
 from lib.distributed import init_process_group
 from lib.files import read_jsonl, write_jsonl
 from lib.samples import sample
+from lib.statistics import pass_at_k, wilson
 from lib.values import PARTS, add_v_star, read_samples
 from lib.weights import fingerprint
 from model import Qwen2
@@ -403,13 +404,13 @@ def test_pass_at_k_is_unbiased():
     for k in range(1, n + 1):
         subsets = list(combinations([1] * c + [0] * (n - c), k))
         expected = sum(any(s) for s in subsets) / len(subsets)
-        assert evaluate.pass_at_k(n, c, k) == pytest.approx(expected)
+        assert pass_at_k(n, c, k) == pytest.approx(expected)
 
 
 def test_wilson_interval_against_the_normal_one():
     half = 1.96 * math.sqrt(0.25 / 10_000)
-    assert evaluate.wilson(0.5, 10_000) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
-    low, high = evaluate.wilson(0.0, 100)
+    assert wilson(0.5, 10_000) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
+    low, high = wilson(0.0, 100)
     assert low == pytest.approx(0, abs=1e-9) and 0.03 < high < 0.04
 
 
