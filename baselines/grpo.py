@@ -73,6 +73,10 @@ entropy_coef = 0.0               # bonus on the mean entropy per token; the pape
 eval_every = 4                   # steps
 eval_prompts = 256               # so many of data/<task>/test.jsonl; 0: all
 save_rollouts = 0                # steps between batches that are kept in <out>/rollouts; 0: none
+# showing
+push_to_hub = ""                 # upload the model at the end, to name/of-repository
+wandb = ""                       # log to this project of Weights & Biases; empty: don't
+tensorboard = False              # write <out>/tensorboard
 # checkpoints
 save_every = 8                   # steps; 0: only when stopped by SIGTERM or Ctrl-C
 keep_checkpoints = 2             # so many of the newest stay in <out>/ckpt
@@ -94,10 +98,10 @@ logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)|; 0:
 # A run may continue with other values of these: they change no sample, and no gradient beyond
 # rounding.
 MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_rollouts", "save_every",
-              "keep_checkpoints", "resume", "compile", "micro_batch_tokens",
-              "checkpoint_activations", "offload_reference", "offload_optimizer",
-              "gpu_memory_utilization", "tp", "replicate_nodes", "timeout_minutes",
-              "logp_tolerance"}
+              "keep_checkpoints", "resume", "push_to_hub", "wandb", "tensorboard", "compile",
+              "micro_batch_tokens", "checkpoint_activations", "offload_reference",
+              "offload_optimizer", "gpu_memory_utilization", "tp", "replicate_nodes",
+              "timeout_minutes", "logp_tolerance"}
 
 
 def group_advantages(rewards, group_size):

@@ -32,6 +32,7 @@ from lib.distributed import (
 from lib.environment import hardware, versions
 from lib.files import atomic_dir, read_jsonl, write_jsonl
 from lib.memory import peak_memory
+from lib.watch import Watch, check_installed
 
 import torch
 
@@ -49,6 +50,7 @@ class Run:
         self.folder, self.constants = folder, constants
         self.metrics_path = os.path.join(folder, "metrics.jsonl")
         self.checkpoint, self.step, self.history = None, 0, []
+        check_installed(constants)
         if constants["resume"]:
             self.checkpoint, self.step = checkpoint.find_checkpoint(folder, constants, may_differ)
         if self.checkpoint:
@@ -81,6 +83,7 @@ class Run:
                 checkpoint.load_checkpoint(self.checkpoint, policy, optimizer)
                 print(f"continuing from {self.checkpoint}")
         engine.sync(policy.gather_weights(self.compute_dtype))
+        self.watch = Watch(self.folder, self.constants, self.step)
         self.before_training = {}
         if not self.checkpoint:
             accuracy = self.evaluate()
@@ -102,10 +105,14 @@ class Run:
         return (self.step % self.constants["eval_every"] == 0
                 or self.step == self.constants["max_steps"])
 
+    @property
+    def responses_path(self):
+        return os.path.join(self.folder, f"eval-{self.step:06d}.jsonl")
+
     def evaluate(self):
         set_phase("evaluation")
         with self.reward_errors():
-            return self.measure_accuracy(os.path.join(self.folder, f"eval-{self.step:06d}.jsonl"))
+            return self.measure_accuracy(self.responses_path)
 
     # ---- in the loop -----------------------------------------------------------------------------
 
@@ -123,6 +130,8 @@ class Run:
             if self.evaluation_is_due():
                 self.history[-1].update(self.evaluate())
                 self.write_metrics()
+            evaluated = "accuracy" in self.history[-1]
+            self.watch.log(self.history[-1], self.responses_path if evaluated else None)
             print(table_line(self.history[-1]), flush=True)
             if self.step >= self.warned_step + 10:
                 for warning in warnings_about(self.history, self.constants["max_response_tokens"]):
@@ -209,6 +218,7 @@ class Run:
 
     def stop(self, error):
         """Exit with one line, after saving the steps that are complete."""
+        self.watch.close()
         if self.step > self.saved_step:
             self.save()
         sys.exit(error)
@@ -227,6 +237,7 @@ class Run:
     def finish(self, tokenizer):
         """Write <folder>/model in Hugging Face format. If the run was asked to stop, write a
         checkpoint instead, and raise KeyboardInterrupt, which says how to continue."""
+        self.watch.close()
         if self.step < self.constants["max_steps"]:
             if self.step > self.saved_step:
                 self.save()
@@ -234,22 +245,28 @@ class Run:
             raise KeyboardInterrupt(f"stopped after {self.step} steps{saved}: run the same command "
                                     "again to continue")
         set_phase("writing the model")
+        from lib.card import model_card, upload  # imports matplotlib
+        from lib.report import write_report
         with atomic_dir(os.path.join(self.folder, "model")) as temporary:
             self.policy.save_pretrained(temporary, self.compute_dtype)
             if rank == 0:
                 tokenizer.save_pretrained(temporary)
+                training = {"steps": self.step, "processes": world_size, "hardware": hardware(),
+                            "versions": versions(), "constants": self.constants}
                 with open(os.path.join(temporary, "training.json"), "w") as f:
-                    json.dump({"steps": self.step, "processes": world_size, "hardware": hardware(),
-                               "versions": versions(), "constants": self.constants}, f, indent=2)
+                    json.dump(training, f, indent=2)
+                with open(os.path.join(temporary, "README.md"), "w") as f:
+                    f.write(model_card(self.folder, training, self.history))
         print(f"wrote {self.metrics_path} and {self.folder}/model; at most "
               f"{self.history[-1]['memory_gb']:.1f} GB per process beside its engine")
         if rank == 0:
-            set_phase("writing the report")
-            from lib.report import write_report  # imports matplotlib
             try:
                 print(f"wrote {write_report(self.folder)}")
             except (OSError, ValueError) as e:  # the model is written
                 print(f"warning: there is no report: {e}")
+            if self.constants["push_to_hub"]:
+                set_phase("uploading the model")
+                upload(self.constants["push_to_hub"], os.path.join(self.folder, "model"))
 
 
 # ---- checks and messages -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from lib.distributed import foreseen, set_phase
 from lib.files import atomic_dir, atomic_file, read_jsonl, write_jsonl
 from lib.memory import check_engine_share, choose, estimate
 from lib.run import Run, check_finite, sampler_error, warnings_about
+from lib.watch import Watch
 from model import Config, Qwen2
 
 import pytest
@@ -352,8 +353,9 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
 
 
 MAY_DIFFER = set("""out eval_every eval_prompts save_every save_rollouts keep_checkpoints resume
-timeout_minutes compile micro_batch_tokens checkpoint_activations offload_reference
-offload_optimizer tp replicate_nodes gpu_memory_utilization logp_tolerance""".split())
+push_to_hub wandb tensorboard timeout_minutes compile micro_batch_tokens checkpoint_activations
+offload_reference offload_optimizer tp replicate_nodes gpu_memory_utilization
+logp_tolerance""".split())
 MUST_BE_EQUAL = set("""model task seed max_prompt_tokens drop_long_prompts chat_template
 max_response_tokens temperature max_steps batch_size mini_batch_size lr lr_decay adam_beta1
 adam_beta2 weight_decay grad_clip entropy_coef dtype""".split())
@@ -379,11 +381,14 @@ def test_a_run_continues_with_the_constants_that_decide_its_results(stage, confi
 
 # ---- checks of a running step --------------------------------------------------------------------
 
+QUIET = {"wandb": "", "tensorboard": False}
+
+
 def test_measure(tmp_path):
     """The difference between sampler and trainer is a mean of absolute values, over the response
     tokens of the step's first update; loss, KL and entropy are sums over each update."""
     run = Run(str(tmp_path), {"resume": False, "dtype": "float32", "logp_tolerance": 1.0,
-                              "max_steps": 1, "save_every": 0}, ())
+                              "max_steps": 1, "save_every": 0, **QUIET}, ())
     next(run.steps())
     for micro_batches, shift in (([0, 1], [0.3, -0.3]), ([1], [5.0, 5.0])):
         kl = 0
@@ -412,7 +417,8 @@ def test_sampler_error():
 
 def test_a_sampler_with_other_weights_stops_the_run_and_leaves_a_checkpoint(tmp_path, monkeypatch):
     run = Run(str(tmp_path), {"resume": False, "dtype": "bfloat16", "logp_tolerance": 0.0,
-                              "max_steps": 9, "save_every": 0, "keep_checkpoints": 1}, ())
+                              "max_steps": 9, "save_every": 0, "keep_checkpoints": 1, **QUIET}, ())
+    run.watch = Watch(str(tmp_path), QUIET, 0)
     run.step, (run.policy, run.optimizer) = 3, small_policy(0, 0)
     next(run.steps())
     micro = pack([0], [[1, 2]], [[4, 5]], [[-1.0, -2.0]])
