@@ -82,7 +82,7 @@ def test_a_run_is_watched(workdir, monkeypatch):
         assert steps[m["step"]]["train/reward"] == pytest.approx(m["reward"])
     assert "eval/accuracy" in steps[3] and "eval/accuracy" not in steps[2]
     assert steps[1]["samples.nrows"] == steps[3]["samples.nrows"] == 16
-    [table] = [p for p in folder.rglob("*.table.json") if "samples_3" in p.name]
+    [table] = folder.rglob(os.path.basename(steps[3]["samples.path"]))
     rows = json.loads(table.read_text())
     with open(folder / "eval-000004.jsonl") as f:
         first = json.loads(f.readline())
