@@ -1,13 +1,14 @@
-"""Qwen2.5, written by hand: packed sequences, token log-probabilities, sharding.
+"""Qwen2.5 and Qwen3, written by hand: packed sequences, token log-probabilities, sharding.
 
     model = Qwen2.from_pretrained("Qwen/Qwen2.5-1.5B", dtype=torch.bfloat16)
     logps = model.token_logps(input_ids, cu_seqlens)     # (T,) ln p of each token given the earlier
 
 There is no padding and no batch dimension. B sequences lie end to end in one row of T tokens:
 sequence i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]. Parameters have the checkpoint's names, so
-loading, saving and streaming into vLLM need no table. Left out, because training doesn't need it:
-generation and its KV cache (vLLM does that), sliding windows and RoPE scaling (no published Qwen2.5
-checkpoint turns them on; refused when loaded).
+loading, saving and streaming into vLLM need no table. All dense models of both families: base,
+instruct, Math, Coder, DeepSeek-R1-Distill-Qwen. Left out, because training doesn't need it:
+generation and its KV cache (vLLM does that), sliding windows and RoPE scaling (no published
+checkpoint of these turns them on; refused when loaded).
 
 Shapes: T packed tokens, B sequences, L longest sequence, D hidden size, H query heads, K key/value
 heads, E head size, F feed-forward size, V vocabulary, N tokens whose log-probability is wanted.
@@ -52,7 +53,8 @@ LOGPS_CHUNK = 2048 if cuda else 512
 
 @dataclass
 class Config:
-    """The fields of a Qwen2 config.json that the computation needs. Defaults: Qwen2.5-0.5B."""
+    """The fields of a config.json that the computation needs. Defaults: Qwen2.5-0.5B."""
+    model_type: str = "qwen2"  # or "qwen3": norms on queries and keys instead of biases
     vocab_size: int = 151936
     hidden_size: int = 896
     intermediate_size: int = 4864
@@ -64,10 +66,10 @@ class Config:
     rope_theta: float = 1e6
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
+    head_dim: int = 0          # 0: hidden_size / num_attention_heads
 
-    @property
-    def head_dim(self):
-        return self.hidden_size // self.num_attention_heads
+    def __post_init__(self):
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
 
     @classmethod
     def from_dict(cls, d):
@@ -75,13 +77,16 @@ class Config:
         # transformers 5 writes rope_theta into rope_parameters.
         rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
-        for name, supported in (("model_type", d.get("model_type", "qwen2") == "qwen2"),
+        layers = set(d.get("layer_types") or ["full_attention"])
+        for name, supported in (("model_type", d.get("model_type", "qwen2") in ("qwen2", "qwen3")),
                                 ("hidden_act", d.get("hidden_act", "silu") == "silu"),
+                                ("attention_bias", not d.get("attention_bias", False)),
+                                ("layer_types", layers == {"full_attention"}),
                                 ("use_sliding_window", not d.get("use_sliding_window", False)),
                                 ("rope_scaling", rope_type == "default")):
-            check(supported, f"{name} = {d.get(name, rope)!r} is not a Qwen2.5 that model.py "
-                  "implements")
-        known = {f.name: d[f.name] for f in fields(cls) if f.name in d}
+            check(supported, f"{name} = {d.get(name, rope)!r} is not a Qwen2.5 or Qwen3 that "
+                  "model.py implements")
+        known = {f.name: d[f.name] for f in fields(cls) if d.get(f.name) is not None}
         known["rope_theta"] = rope.get("rope_theta", d.get("rope_theta", 10000.0))
         known["tie_word_embeddings"] = d.get("tie_word_embeddings", False)
         return cls(**known)
@@ -174,19 +179,23 @@ def apply_rotary(x, cos, sin):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: H query heads share K <= H key/value heads. Biases on q, k, v."""
+    """Grouped-query attention: H query heads share K <= H key/value heads. Qwen2.5 has biases on
+    q, k, v; Qwen3 normalises each head of q and k."""
     def __init__(self, c):
         super().__init__()
-        self.head_dim = c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=True)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=True)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=True)
+        self.head_dim, qwen3 = c.head_dim, c.model_type == "qwen3"
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=not qwen3)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=not qwen3)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=not qwen3)
+        self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.rms_norm_eps) if qwen3 else nn.Identity()
+                                    for _ in range(2))
         self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
 
     def forward(self, x, packing):  # (T, D) -> (T, D)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim))
                    for proj in (self.q_proj, self.k_proj, self.v_proj))    # (T, H or K, E)
-        q, k = (apply_rotary(y, packing.cos, packing.sin) for y in (q, k))
+        q, k = (apply_rotary(norm(y), packing.cos, packing.sin)
+                for norm, y in ((self.q_norm, q), (self.k_norm, k)))
         return self.o_proj(attention(q, k, v, packing).flatten(-2))
 
 
@@ -303,7 +312,8 @@ class TokenLogps(torch.autograd.Function):
 
 
 class Qwen2(nn.Module):
-    """A Qwen2.5 causal language model, in float32 and with random weights until some are loaded."""
+    """A Qwen2.5 or Qwen3 language model, in float32 and with random weights until some are loaded.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -435,7 +445,7 @@ class Qwen2(nn.Module):
                 weights[name] = tensor.cpu().clone()  # it may be a view of a larger buffer
         if rank > 0:
             return
-        config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+        config = {"architectures": [f"{self.config.model_type.title()}ForCausalLM"],
                   "hidden_act": "silu", **getattr(self, "hf_config", {}), **asdict(self.config),
                   "dtype": str(dtype).removeprefix("torch.")}
         config.pop("torch_dtype", None)  # the older name of dtype
