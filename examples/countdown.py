@@ -2,8 +2,7 @@
 
 A task file defines rows(split) and reward(response, answer, finished). pretraining_batch is
 optional: from it prepare.py makes a small base model, to try the task without a GPU. This one
-mostly guesses; in a third of its responses it tries one expression after the other until one is
-right. Training makes it try in all of them.
+mostly guesses; in a third of its responses it tries one expression after the other.
 """
 import random
 import re

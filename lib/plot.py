@@ -111,7 +111,7 @@ def draw_phases(ax, runs):
 
 def median_seconds(metrics):
     """{phase: median seconds of a step}, with what is in no phase as "rest"."""
-    of = {phase: float(np.median([m.get(f"seconds_{phase}", 0) for m in metrics]))
-          for phase in PHASES[:-1]}
-    whole = float(np.median([m["seconds_step"] for m in metrics]))
-    return {**of, "rest": max(0.0, whole - sum(of.values()))}
+    seconds = np.array([[m.get(f"seconds_{phase}", 0) for phase in PHASES[:-1]] for m in metrics])
+    rest = np.array([m["seconds_step"] for m in metrics]) - seconds.sum(1)
+    medians = np.median(np.column_stack((seconds, rest)), axis=0)
+    return dict(zip(PHASES, medians.tolist(), strict=True))

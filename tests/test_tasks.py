@@ -37,8 +37,7 @@ def test_countdown():
     for row in train + test:
         target, numbers = row["answer"].split(" from ")
         numbers = [int(n) for n in numbers.split()]
-        assert f"Use each of {', '.join(map(str, numbers))} once" in row["prompt"]
-        assert f"to make {target}." in row["prompt"]
+        assert row["prompt"].startswith(f"Make {target} from {', '.join(map(str, numbers))} with")
         assert task.attempts(numbers)[int(target)] and all(1 <= n <= 9 for n in numbers)
     for response, expected in (
             ("<answer>9-3-2</answer>", 1), ("<answer>9</answer> <answer>9-(2+3)</answer>", 1),
@@ -48,8 +47,8 @@ def test_countdown():
             ("<answer>__import__('os')</answer>", 0)):
         assert task.reward(response, "4 from 3 9 2", True) == expected, response
     batch = list(task.pretraining_batch(random.Random(0), 500))
-    texts = [(prompt, response, re.search(r"make (\S+)\. ", prompt)[1],
-              " ".join(re.findall(r"\d+", prompt.split(" once")[0]))) for prompt, response in batch]
+    texts = [(prompt, response, re.search(r"Make (\S+) ", prompt)[1],
+              " ".join(re.findall(r"\d+", prompt.split("from")[1]))) for prompt, response in batch]
     rewards = [task.reward(response, f"{target} from {numbers}", True)
                for _, response, target, numbers in texts]
     assert set(rewards) == {0.1, 1} and 0.25 < rewards.count(1) / 500 < 0.5
@@ -82,15 +81,6 @@ def test_a_task_file_through_all_stages(tmp_path):
     assert results["avg@2"]["value"] == sum(r == 1 for pair in rewards for r in pair) / 32
     if not {0.0, 1.0}.issuperset(r for pair in rewards for r in pair):
         assert results["reward"]["value"] == pytest.approx(sum(map(sum, rewards)) / 32)
-
-
-@pytest.mark.slow
-def test_a_task_file_is_learned(tmp_path):
-    run("prepare.py", f"--task={COUNTDOWN}", cwd=tmp_path)
-    run("estimate_value.py", f"--task={COUNTDOWN}", *SHORT, cwd=tmp_path)
-    run("train_apo.py", f"--task={COUNTDOWN}", *SHORT, "--max_steps=12", cwd=tmp_path)
-    metrics = metrics_of(tmp_path / "out/countdown")
-    assert metrics[-1]["accuracy_sampled"] > metrics[0]["accuracy_start_sampled"] + 0.15
 
 
 ROWS = 'def rows(split):\n    return [{"prompt": "2 + 2?", "answer": "4"}] * 4\n'
