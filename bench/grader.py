@@ -1,5 +1,6 @@
-r"""How right and how fast is reward.py, compared with Math-Verify, and with sympy in the place of
-step 4 of lib/answers.py? In one process and one run, on the pairs of tests/pairs.py.
+r"""How right and how fast is reward.py, compared with Math-Verify, with the paper's grader, which
+compares strings, and with sympy in the place of step 4 of lib/answers.py? In one process and one
+run, on the pairs of tests/pairs.py.
 
     python bench/grader.py [data folder]    # about five minutes
 """
@@ -18,7 +19,7 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 logging.disable(logging.WARNING)  # Math-Verify's, about timeouts
 
 import reward  # noqa: E402
-from lib import answers  # noqa: E402
+from lib import answers, paper_grader  # noqa: E402
 
 import pairs  # noqa: E402
 
@@ -95,20 +96,22 @@ def summary(results, expected):
 HEADER = f"{'':14}{'right':>10}{'wrong taken':>13}{'median ms':>11}{'mean ms':>10}{'max ms':>10}"
 
 
-def compare_with_math_verify(built):
-    """Print both. Returns the pairs in which numbers were compared by their digits."""
+def compare_graders(built):
+    """Print all three. Returns the pairs in which numbers were compared by their digits."""
     pairs.math_verify("1", "1")  # its imports
-    ours, theirs, inexact = [], [], []
+    ours, theirs, papers, inexact = [], [], [], []
     for _, prediction, answer, equal in built:
         answers.Work.inexact = 0
         ours.append(timed(reward.is_equivalent, prediction, answer))
         if answers.Work.inexact:
             inexact.append((prediction, answer, equal))
         theirs.append(timed(pairs.math_verify, prediction, answer))
+        papers.append(timed(paper_grader.is_equal, prediction, answer))
     expected = [equal for *_, equal in built]
     print(f"{len(built):,} pairs of final answers\n{HEADER}")
     print(f"{'reward.py':<14}{summary(ours, expected)}")
     print(f"{'Math-Verify':<14}{summary(theirs, expected)}")
+    print(f"{'paper grader':<14}{summary(papers, expected)}")
     ratio = statistics.mean(ms for _, ms in theirs) / statistics.mean(ms for _, ms in ours)
     print(f"on average reward.py is {ratio:.0f} times faster")
     return inexact
@@ -149,6 +152,6 @@ def find_worst_hostile_input():
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if sys.argv[1:] else REPO.parent / "shared" / "data"
     built = pairs.pairs(folder)
-    compare_with_sympy(compare_with_math_verify(built))
+    compare_with_sympy(compare_graders(built))
     grade_a_batch(built)
     find_worst_hostile_input()

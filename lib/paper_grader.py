@@ -37,25 +37,37 @@ def normalise(text):
         text, *units = text.split("\\text{ ")
         if len(units) != 1:
             raise ValueError("two units")
-    text = text.replace("\\%", "").replace("%", "").replace(" .", " 0.").replace("{.", "{0.")
+    text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
     if text.startswith("."):
         text = "0" + text
     sides = text.split("=")
     if len(sides) == 2 and len(sides[0]) <= 2:  # k = 5
         text = sides[1]
-    text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
-    text = add_braces(text)
+    text = add_braces_to_roots(text).replace(" ", "")
+    text = add_braces_to_fractions(text)
     if text == "0.5":
         text = "\\frac{1}{2}"
-    fraction = re.fullmatch(r"(-?\d+)/(-?\d+)", text)
-    if fraction and all(str(int(n)) == n for n in fraction.groups()):
-        text = f"\\frac{{{fraction[1]}}}{{{fraction[2]}}}"
+    if text.count("/") == 1:
+        above, below = map(int, text.split("/"))  # ValueError if one is no integer
+        if text == f"{above}/{below}":
+            text = f"\\frac{{{above}}}{{{below}}}"
     return text
 
 
-def add_braces(text):
+def add_braces_to_roots(text):
+    r"""\sqrt3 -> \sqrt{3}"""
+    first, *parts = text.split("\\sqrt")
+    if "" in parts:
+        raise ValueError("a root of nothing")
+    return first + "".join("\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}")
+                           for part in parts)
+
+
+def add_braces_to_fractions(text):
     r"""\frac12 and \frac1{2} -> \frac{1}{2}. Where too little follows, the text stays as it is."""
     first, *parts = text.split("\\frac")
+    if "" in parts:
+        raise ValueError("a fraction of nothing")
     result = first
     for part in parts:
         result += "\\frac"
