@@ -28,7 +28,8 @@ def boxed(raw):
     answer = raw["answer"] if "answer" in raw else last_boxed(raw["solution"])
     row = {"prompt": f"{raw.get('problem') or raw['question']} {BOXED}",
            "answer": "" if answer is None else str(answer), "solution": raw.get("solution") or ""}
-    level, subject = raw.get("level"), raw.get("subject") or raw.get("type")
+    level = raw.get("level")
+    subject = raw.get("subject") or raw.get("type") or ", ".join(raw.get("problem_type") or ())
     if level is not None:
         row["level"] = str(level).removeprefix("Level ")
     if subject:

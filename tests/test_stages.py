@@ -145,6 +145,8 @@ def test_benchmarks(tmp_path):
         assert sum(graded.rewards) < 0.1 * count
     levels = {row["level"] for row in read_jsonl(tmp_path / "data/math500/test.jsonl", ())}
     assert levels == set("12345")
+    hmmt = read_jsonl(tmp_path / "data/hmmt_feb_2025/test.jsonl", ())
+    assert {"Algebra", "Geometry", "Algebra, Number Theory"} <= {row["subject"] for row in hmmt}
     # All in one call, with a model that knows nothing.
     config = tiny_config(vocab_size=len(byte_tokenizer()), hidden_size=128)
     random_model(config).save_pretrained(tmp_path / "model")
