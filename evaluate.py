@@ -294,7 +294,7 @@ def make_jobs(name, tasks):
     context = config.max_position_embeddings - max_response_tokens
     folder = name if os.path.isdir(name) else os.path.join("out", "eval", name)
     read_results(folder)  # an error now and not after hours
-    jobs = []
+    of_model, jobs = fingerprint(path), []
     for t in tasks:
         rows = load_prompts(t, "test", tokenizer, max_prompt_tokens, drop_long_prompts, context,
                             reward.reward_of, chat_template)
@@ -302,7 +302,7 @@ def make_jobs(name, tasks):
             other = [row["task"] for row in rows
                      if reward.reward_of(row["task"]) not in PAPER_GRADERS]
             check(not other, f"--grader=paper: the paper's code has no grader for {other[:1]}")
-        sampled_with = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
+        sampled_with = {"model": of_model, "prompts": fingerprint_prompts(rows),
                         "max_response_tokens": max_response_tokens, "dtype": dtype}
         jobs.append(Job(path, task_name(t), subset(rows, max_prompts, seed=0), folder,
                         sampled_with))
