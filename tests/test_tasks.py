@@ -153,25 +153,18 @@ def test_a_task_file_is_part_of_the_fingerprint(tmp_path):
 
 @pytest.mark.slow
 def test_a_reward_that_fails_during_training_loses_nothing(tmp_path, monkeypatch):
-    """One line; the steps before it are saved, and continue after the reward is mended."""
+    """One line, and a checkpoint of the steps before."""
     monkeypatch.chdir(tmp_path)
     text = (REPO / "examples/countdown.py").read_text()
-    (tmp_path / "mine.py").write_text(text)
+    failing = ("    from pathlib import Path\n"
+               "    metrics = Path('out/mine/metrics.jsonl')\n"
+               "    if metrics.exists() and metrics.read_text().count('\\n') == 2:\n"
+               "        raise RuntimeError('on purpose')\n    found = re.")
+    assert text.count("    found = re.") == 1
+    (tmp_path / "mine.py").write_text(text.replace("    found = re.", failing))
     model = ("--model=data/mine/model", "--max_response_tokens=128")
-    run("prepare.py", "--task=mine.py", "--base_steps=60", cwd=tmp_path)
+    run("prepare.py", "--task=mine.py", "--base_steps=30", cwd=tmp_path)
     run("estimate_value.py", "--task=mine.py", *model, "--max_prompts=128", cwd=tmp_path)
-    broken = text.replace('    found = re.', '    Path("n").open("a").write("x")\n'
-                          '    if Path("n").stat().st_size > 16 * 2 + 32 * 2 + 9:\n'
-                          '        raise RuntimeError("on purpose")\n    found = re.')
-    broken = broken.replace("import re\n", "import re\nfrom pathlib import Path\n")
-    (tmp_path / "mine.py").write_text(broken)
-    run("estimate_value.py", "--task=mine.py", *model, "--max_prompts=2", "--samples_per_prompt=1",
-        "--out=out/x", cwd=tmp_path)
-    (tmp_path / "n").unlink()
-    # The same reward in stage 1, which only grades again.
-    values = load_values("out/mine/values.pt")
-    values["meta"]["reward"] = reward.fingerprint([{"task": "mine.py"}])
-    torch.save(values, "out/mine/values.pt")
     failed = run("train_apo.py", "--task=mine.py", *model, *SMALL, cwd=tmp_path, check=False)
     assert failed.returncode == 1 and "Traceback" not in failed.stdout
     assert "error: step 2: the reward of task mine.py raised RuntimeError: on purpose" in (
