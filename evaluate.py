@@ -7,7 +7,7 @@
 Several models of one shape, separated by commas, stand side by side in each task's table: the
 engine is built with the first, the weights of the others replace it. Results go to
 <model>/eval.json, by task, and the graded responses to <model>/eval-<task>.jsonl; the tables to
-eval.md beside the last model's, and into report.md of a training run beside its model.
+eval.md beside the last model's, and into the report and the model card of a training run.
 
     python evaluate.py --plot=out/a,out/b                 # no measurement: runs in one picture
     python evaluate.py --report=out/a                     # report.md of a run
@@ -386,8 +386,10 @@ def main():
     for name in names:
         run = os.path.dirname(os.path.normpath(name))
         if rank == 0 and os.path.isfile(os.path.join(run, "metrics.jsonl")):
-            from lib.report import write_report  # imports matplotlib
+            from lib.card import rewrite_card  # imports matplotlib
+            from lib.report import write_report
             print(f"wrote {write_report(run)}")
+            rewrite_card(run)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,15 @@
 """The model card of a trained model, and its upload to the Hugging Face hub."""
+import json
 import os
 
-from lib.report import accuracy, constants, read_evaluations, what_was_run
+from lib.files import atomic_file, read_jsonl
+from lib.report import (
+    accuracy,
+    constants,
+    evaluated_afterwards,
+    read_evaluations,
+    what_was_run,
+)
 
 from huggingface_hub import create_repo, upload_folder
 
@@ -40,6 +48,7 @@ pipeline_tag: text-generation
 {base}, trained by reinforcement learning on the task {c["task"]}.
 
 {accuracy(metrics, evaluations)}
+{evaluated_afterwards(folder)}
 ## How to use it
 
 {how["format"]} With transformers:
@@ -74,6 +83,15 @@ these are. {sum(m["seconds_step"] for m in metrics) / 3600:.2f} hours of trainin
 
 {what_was_run(metrics, training)}
 {constants(training)}"""
+
+
+def rewrite_card(folder):
+    """Write the model card of a finished run anew, with what evaluate.py has measured."""
+    with open(os.path.join(folder, "model", "training.json")) as f:
+        training = json.load(f)
+    metrics = read_jsonl(os.path.join(folder, "metrics.jsonl"), ("step",))
+    with atomic_file(os.path.join(folder, "model", "README.md")) as f:
+        f.write(model_card(folder, training, metrics))
 
 
 def upload(name, folder):

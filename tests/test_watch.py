@@ -138,6 +138,10 @@ def test_the_model_card(workdir):
     found = re.search(r"\| greedy \| ([\d.]+)% \[.*\] \| ([\d.]+)% \[", card.text)
     assert [float(x) for x in found.groups()] == [round(100 * x, 1) for x in (before, after)]
     assert "64 held-out prompts" in card.text and "lr = 0.0004" in card.text
+    run("evaluate.py", "--model=out/arithmetic/model", "--max_prompts=32", cwd=workdir)
+    again = ModelCard.load(path).text
+    assert "## Measured by evaluate.py" in again and "| avg@8" in again
+    assert again.startswith(card.text[:card.text.index("## How to use it")].rstrip())
     for code in re.findall(r"```python\n(.*?)```", card.text, re.S)[:1]:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "####" in done.stdout, done.stderr
