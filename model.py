@@ -16,7 +16,7 @@ heads, E head size, F feed-forward size, V vocabulary, N tokens whose log-probab
 import inspect
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -453,6 +453,29 @@ class Qwen2(nn.Module):
         with open(os.path.join(path, "config.json"), "w") as f:
             json.dump(config, f, indent=2)
         save_torch_state_dict(weights, path, max_shard_size="5GB")
+
+
+class Critic(Qwen2):
+    """The same network with a value head in place of the vocabulary's: PPO's value function.
+
+    The transformer is loaded from a language model's checkpoint; the head starts at 0.
+    """
+
+    def __init__(self, config):
+        super().__init__(replace(config, tie_word_embeddings=True))  # without lm_head
+        self.value_head = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, input_ids, cu_seqlens):
+        """Entry t (of T, float32) is the value of the state before token t: of the tokens before it
+        in its own sequence. 0 for the first token of a sequence."""
+        values = self.value_head(self.hidden_states(input_ids, cu_seqlens)).squeeze(-1).float()
+        return values.roll(1).index_fill(0, cu_seqlens[:-1].long(), 0.0)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        critic = super().from_pretrained(*args, **kwargs)
+        nn.init.zeros_(critic.value_head.weight)
+        return critic
 
 
 def check_checkpoint(path):

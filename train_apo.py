@@ -48,7 +48,7 @@ from lib.distributed import (
 )
 from lib.memory import plan
 from lib.run import Run
-from lib.values import add_v_star
+from lib.values import add_to_means, add_v_star
 from lib.weights import fingerprint
 from model import LOGPS_CHUNK, Qwen2, open_model, shard_model
 
@@ -72,6 +72,7 @@ max_steps = 32
 batch_size = 256                 # prompts per step, one response each
 mini_batch_size = 128            # prompts per update of the weights
 beta2 = 1e-3                     # strength of the KL regularisation towards the reference
+baseline = "v_star"              # of the reward; to compare: mean, running_mean (in stage 1), zero
 lr = 4e-4
 lr_decay = True                  # linearly to 0 at max_steps; False: constant
 adam_beta1 = 0.9
@@ -149,7 +150,8 @@ def main(constants):
         inputs = {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
                   "reward": reward.fingerprint(rows)}
         settings = {"temperature": temperature, "max_response_tokens": max_response_tokens}
-        rows, inputs["values"] = add_v_star(rows, folder, inputs | settings, filter_incorrect)
+        rows, inputs["values"] = add_v_star(rows, folder, inputs | settings, filter_incorrect,
+                                            baseline)
         check(batch_size <= len(rows), f"--batch_size={batch_size}: there are {len(rows)} prompts")
         constants |= {f"fingerprint of {part}": digest for part, digest in inputs.items()}
         # With lr_decay, max_steps decides the learning rate of every step.
@@ -195,10 +197,17 @@ def main(constants):
     run.start(engine, policy, optimizer,
               evaluate=partial(held_out_accuracy, engine, test, seed, max_response_tokens))
 
+    def batch_of(step):
+        return [rows[i] for i in batch_at(step, len(rows), batch_size, seed)]
+
+    if baseline == "running_mean":  # of the steps before the checkpoint, too
+        for earlier in run.history:
+            add_to_means(batch_of(earlier["step"]), earlier["rewards"])
+
     for step in run.steps():
         # ---- sample one response y ~ pi(.|x) per prompt ----
         with run.phase("generate"):
-            batch = [rows[i] for i in batch_at(step, len(rows), batch_size, seed)]
+            batch = batch_of(step)
             seeds = [sampling_seed(seed, "stage 2", step, row["id"]) for row in batch]
             responses = engine.generate([row["tokens"] for row in batch], seeds,
                                         max_response_tokens, temperature, logps=True)
@@ -253,7 +262,10 @@ def main(constants):
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
             engine.sync(policy.gather_weights(compute_dtype))
-        run.log(batch, responses, graded, v_star=v_star.mean().item(), lr=now_lr)
+        kept = {"rewards": graded.rewards} if baseline == "running_mean" else {}
+        run.log(batch, responses, graded, v_star=v_star.mean().item(), lr=now_lr, **kept)
+        if baseline == "running_mean":
+            add_to_means(batch, graded.rewards)
     run.finish(tokenizer)
 
 

@@ -39,19 +39,24 @@ class Update:
     num_tokens: int      # response tokens of the whole mini-batch, on all ranks
 
 
-def make_updates(rows, responses, mini_batch_size, micro_batch_tokens):
+def make_updates(rows, responses, mini_batch_size, micro_batch_tokens, together=1):
     """Split a step into Updates of mini_batch_size responses, in their order.
 
-    rows: the prompts, with "tokens"; responses: rollout.Response of each.
+    rows: the prompts, with "tokens"; responses: rollout.Response of each; together: so many
+    neighbours stay neighbours, in one micro-batch.
     """
     prompts, tokens = [row["tokens"] for row in rows], [r.tokens for r in responses]
     logps = [r.logps for r in responses]
     lengths = [len(p) + len(t) for p, t in zip(prompts, tokens, strict=True)]
+    sums = [sum(lengths[i:i + together]) for i in range(0, len(rows), together)]
     updates = []
     for i in range(0, len(rows), mini_batch_size):
         mini_batch = range(i, i + mini_batch_size)
-        groups = pack_by_tokens(mini_batch, lengths, micro_batch_tokens, world_size)
-        updates.append(Update([pack(group[rank], prompts, tokens, logps) for group in groups],
+        groups = pack_by_tokens(range(i // together, (i + mini_batch_size) // together), sums,
+                                micro_batch_tokens, world_size)
+        own = [[k for g in group[rank] for k in range(g * together, (g + 1) * together)]
+               for group in groups]
+        updates.append(Update([pack(index, prompts, tokens, logps) for index in own],
                               sum(len(tokens[k]) for k in mini_batch)))
     return updates
 

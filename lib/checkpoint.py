@@ -1,10 +1,11 @@
 """Checkpoints from which a training run continues: <out>/ckpt/step-NNNNNN, after so many steps.
 
-Each holds the policy's float32 weights and AdamW's state, every rank's shard in a file of its own
-(torch.distributed.checkpoint redistributes them to any number of ranks), and checkpoint.json: the
-run's constants, and the size of every file, which shows a damaged one. Nothing else is needed:
-data order, sampling seeds and learning rate are functions of the step, the reference is the initial
-model, and metrics.jsonl is a file already. All ranks call these functions together.
+Each holds the float32 weights and AdamW's state of what is trained, every rank's shard in a file of
+its own (torch.distributed.checkpoint redistributes them to any number of ranks), and
+checkpoint.json: the run's constants, and the size of every file, which shows a damaged one. Nothing
+else is needed: data order, sampling seeds and learning rate are functions of the step, the
+reference is the initial model, and metrics.jsonl is a file already. All ranks call these functions
+together.
 """
 import json
 import logging
@@ -61,13 +62,14 @@ def find_checkpoint(folder, constants, may_differ):
     return path, int(path[-6:])
 
 
-def save_checkpoint(folder, steps, policy, optimizer, constants, keep):
+def save_checkpoint(folder, steps, trained, optimizer, constants, keep):
     """Write the checkpoint after `steps` steps, then delete all but the `keep` newest.
 
+    trained: the module whose parameters the optimizer has, a policy or more than that.
     Raises OSError if it can't be written, saying how much room it takes; older ones stay intact.
     """
     path = os.path.join(folder, "ckpt", f"step-{steps:06d}")
-    weights, state = get_state_dict(policy, optimizer)
+    weights, state = get_state_dict(trained, optimizer)
     try:
         with atomic_dir(path) as temporary:
             dcp.save({"policy": weights, "optimizer": state}, checkpoint_id=temporary)
@@ -81,7 +83,7 @@ def save_checkpoint(folder, steps, policy, optimizer, constants, keep):
                     json.dump({"constants": constants, "bytes": sizes}, f, indent=2)
     except (OSError, CheckpointException) as e:
         cause = cause_of(e)
-        needed = 12 * sum(p.numel() for p in policy.parameters())
+        needed = 12 * sum(p.numel() for p in trained.parameters())
         free = shutil.disk_usage(folder).free
         older = [p for p in all_checkpoints(folder) if p < path]
         rest = (f"{older[-1]} is intact: make room, and the same command continues from it" if older
@@ -95,9 +97,9 @@ def save_checkpoint(folder, steps, policy, optimizer, constants, keep):
             shutil.rmtree(superseded)
 
 
-def load_checkpoint(path, policy, optimizer):
+def load_checkpoint(path, trained, optimizer):
     """Load the weights and AdamW's state. Raises ValueError if the content is damaged."""
-    weights, state = get_state_dict(policy, optimizer)
+    weights, state = get_state_dict(trained, optimizer)
     logging.disable(logging.WARNING)  # torch would log a traceback for each rank
     try:
         dcp.load({"policy": weights, "optimizer": state}, checkpoint_id=path)
@@ -109,7 +111,7 @@ def load_checkpoint(path, policy, optimizer):
                          "command continues from the one before it") from None
     finally:
         logging.disable(logging.NOTSET)
-    set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=state)
+    set_state_dict(trained, optimizer, model_state_dict=weights, optim_state_dict=state)
 
 
 def cause_of(error):

@@ -5,7 +5,8 @@
 Bytes per process, for N parameters sharded over S processes, b bytes per number in the compute
 dtype (bfloat16: 2), T tokens in a micro-batch:
 
-    weights, gradients, AdamW   (4 + 4 + 8) N / S, float32; in host memory with offload_optimizer
+    weights, gradients, AdamW   (4 + 4 + 8) N / S, float32, twice as much with a critic; in host
+                                memory with offload_optimizer
     reference                   b N / S; in host memory with offload_reference
                                 (pinned host memory rounds each tensor up to a power of two bytes)
     gathered                    root (embeddings, head) and two layers: weights and gradients in b,
@@ -41,11 +42,13 @@ class Plan(NamedTuple):
 
 
 def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=False,
-             offload_reference=False, offload_optimizer=False, compile=False, keep_whole=False):
+             offload_reference=False, offload_optimizer=False, compile=False, keep_whole=False,
+             critic=False):
     """({part: bytes} on the device, the same in host memory) at the peak of a training step.
 
     model: a Qwen2, on the meta device; shards: processes that share one copy of it; tokens: in a
-    micro-batch; logps_chunk: tokens whose logits exist at the same time.
+    micro-batch; logps_chunk: tokens whose logits exist at the same time; critic: whether a network
+    of the same shape is trained, too, after the policy.
     """
     c, b = model.config, torch.finfo(getattr(torch, dtype)).bits // 8
     sizes = [p.numel() for p in model.parameters()]
@@ -59,9 +62,9 @@ def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=F
     on_device, on_host = {}, {}
     name = "weights, gradients and AdamW"
     if offload_optimizer:
-        on_host[name] = 2 * pinned(4) + 8 * total / shards
+        on_host[name] = (1 + critic) * (2 * pinned(4) + 8 * total / shards)
     else:
-        on_device[name] = 16 * total / shards
+        on_device[name] = (1 + critic) * 16 * total / shards
     if offload_reference:
         on_host["reference"] = pinned(b)
     else:
@@ -84,19 +87,19 @@ def estimate(model, shards, tokens, dtype, logps_chunk, checkpoint_activations=F
     return on_device, on_host
 
 
-def plan(model, shards, largest, logps_chunk, constants):
+def plan(model, shards, largest, logps_chunk, constants, critic=False):
     """The Plan of a training run, printed with the memory it takes.
 
     model: a Qwen2, on the meta device; shards: processes that share one copy of it; largest: tokens
-    that a process can have in a mini-batch; constants: the script's. micro_batch_tokens = 0 means
-    the fastest of CHOICES that fits the GPU. Raises ValueError if the engine doesn't fit beside
-    what stays on the GPU while it generates.
+    that a process can have in a mini-batch; constants: the script's; critic: whether one is
+    trained, too. micro_batch_tokens = 0 means the fastest of CHOICES that fits the GPU. Raises
+    ValueError if the engine doesn't fit beside what stays on the GPU while it generates.
     """
     offload = constants["offload_reference"], constants["offload_optimizer"]
 
     def needs(tokens, recompute, keep_whole=False):
         return estimate(model, shards, min(tokens, largest), constants["dtype"], logps_chunk,
-                        recompute, *offload, constants["compile"], keep_whole)
+                        recompute, *offload, constants["compile"], keep_whole, critic)
 
     def fits(*choice):
         # A tenth for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.
@@ -105,7 +108,7 @@ def plan(model, shards, largest, logps_chunk, constants):
     tokens, recompute = constants["micro_batch_tokens"], constants["checkpoint_activations"]
     if cuda:
         room = min(all_gather(card_memory()))
-        check_engine_share(model, shards, room, constants)
+        check_engine_share(model, shards, room, constants, critic)
         if not tokens:
             tokens, recompute = choose(fits, recompute)
     else:
@@ -129,11 +132,11 @@ def choose(fits, recompute):
     return next((choice for choice in choices if fits(*choice)), choices[-1])
 
 
-def check_engine_share(model, shards, card, constants):
+def check_engine_share(model, shards, card, constants, critic=False):
     """Raises ValueError if the engine's share of `card` bytes and what stays on the GPU while it
     generates, weights and AdamW's state in float32 and the reference, are more than the card."""
     total = sum(p.numel() for p in model.parameters())
-    stays = (0 if constants["offload_optimizer"] else 12) * total / shards
+    stays = (0 if constants["offload_optimizer"] else 12) * (1 + critic) * total / shards
     if not constants["offload_reference"]:
         stays += torch.finfo(getattr(torch, constants["dtype"])).bits // 8 * total / shards
     share, most = constants["gpu_memory_utilization"], 0.97 - stays / card

@@ -68,19 +68,21 @@ class Run:
             return False
         return self.checkpoint is not None and steps == self.step >= self.constants["max_steps"]
 
-    def start(self, engine, policy, optimizer, evaluate):
+    def start(self, engine, policy, optimizer, evaluate, trained=None):
         """Load the checkpoint, if there is one, and bring the weights to the engine.
 
+        trained: the module whose parameters the optimizer has, if it is more than the policy.
         evaluate(path): measures the engine's policy, and writes its responses to `path`;
         {"accuracy": ..., "accuracy_sampled": ...}, or {} if the run is to stop.
         """
         self.engine, self.policy, self.optimizer = engine, policy, optimizer
+        self.trained = trained or policy
         self.measure_accuracy = evaluate
         with one_line_errors():
             checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
             if self.checkpoint:
                 set_phase("loading the checkpoint")
-                checkpoint.load_checkpoint(self.checkpoint, policy, optimizer)
+                checkpoint.load_checkpoint(self.checkpoint, self.trained, optimizer)
                 print(f"continuing from {self.checkpoint}")
         engine.sync(policy.gather_weights(self.compute_dtype))
         self.watch = Watch(self.folder, self.constants, self.step)
@@ -230,7 +232,7 @@ class Run:
     def save(self):
         set_phase("saving a checkpoint")
         with one_line_errors():
-            checkpoint.save_checkpoint(self.folder, self.step, self.policy, self.optimizer,
+            checkpoint.save_checkpoint(self.folder, self.step, self.trained, self.optimizer,
                                        self.constants, self.constants["keep_checkpoints"])
         self.saved_step = self.step
 

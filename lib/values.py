@@ -28,11 +28,12 @@ def load_values(path):
                          "estimate_value.py") from None
 
 
-def add_v_star(rows, folder, expected, filter_incorrect):
+def add_v_star(rows, folder, expected, filter_incorrect, baseline):
     """For stage 2: (those rows that <folder>/values.pt has, each with "v_star", their fingerprint).
 
     expected: what must be the same in the file's meta; filter_incorrect: leave out prompts that
-    were never solved. Raises OSError or ValueError with one line.
+    were never solved; baseline: what to take for V*: "v_star", the mean reward of the same samples
+    ("mean", "running_mean"), or "zero". Raises OSError or ValueError with one line.
     """
     path = os.path.join(folder, "values.pt")
     if not os.path.isfile(path):
@@ -44,12 +45,23 @@ def add_v_star(rows, folder, expected, filter_incorrect):
         check(theirs == ours, f"{path} was made with another {part} than this run's ({theirs}, "
               f"here {ours}): run estimate_value.py again with this run's settings, or mend them")
     by_id = {row["id"]: row for row in rows}
+    mean, samples = values["rewards"].mean(1), values["rewards"].shape[1]                  # (P,)
+    choices = {"v_star": values["v_star"], "mean": mean, "running_mean": mean,
+               "zero": torch.zeros_like(mean)}
+    check(baseline in choices, f"--baseline={baseline}: it must be one of {', '.join(choices)}")
     solved = (values["rewards"] == 1).any(1)                                               # (P,)
-    rows = [{**by_id[i], "v_star": v_star} for i, v_star, ever
-            in zip(values["ids"], values["v_star"].tolist(), solved.tolist(), strict=True)
+    rows = [{**by_id[i], "v_star": v_star, "samples": samples} for i, v_star, ever
+            in zip(values["ids"], choices[baseline].tolist(), solved.tolist(), strict=True)
             if ever or not filter_incorrect]
     seen = json.dumps([[row["id"], row["v_star"]] for row in rows])
     return rows, hashlib.sha256(seen.encode()).hexdigest()
+
+
+def add_to_means(rows, rewards):
+    """Add a new sample's reward to each prompt's mean reward, which its row has as "v_star"."""
+    for row, reward in zip(rows, rewards, strict=True):
+        row["samples"] += 1
+        row["v_star"] += (reward - row["v_star"]) / row["samples"]
 
 
 def read_samples(folder, meta):

@@ -14,7 +14,7 @@ import estimate_value
 import evaluate
 import reward
 import train_apo
-from baselines import grpo
+from baselines import grpo, ppo, rebel
 from estimate_value import finish, optimal_value
 from lib.arithmetic import row
 from lib.base_model import byte_tokenizer
@@ -130,6 +130,89 @@ def test_grpo_loss_and_gradient():
                     assert (slope == 0) == clipped
 
 
+def random_tensors(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rebel_loss_and_gradient():
+    """By hand, and by finite differences: a pair's gradients are opposite, and V* plays no part."""
+    tensors = random_tensors(4, 10).requires_grad_()
+    logps, sampled, ref, rewards = tensors
+    loss = rebel.rebel_loss(logps, sampled, ref, rewards, 5.0, 0.3)
+
+    def by_hand(rows):
+        total = 0
+        for i in range(0, 10, 2):
+            (a, b), (s, t), (p, q), (x, y) = (row[i:i + 2] for row in rows)
+            difference = (x - 0.3 * (s - p)) - (y - 0.3 * (t - q))
+            total += ((a - s - (b - t)) / 5 - difference) ** 2
+        return total / 5
+
+    rows = tensors.tolist()
+    assert loss.item() == pytest.approx(by_hand(rows))
+    loss.backward()
+    for i in range(10):
+        up, down = ([[x + d * (j == i) for j, x in enumerate(rows[0])], *rows[1:]]
+                    for d in (1e-5, -1e-5))
+        assert tensors.grad[0, i].item() == pytest.approx((by_hand(up) - by_hand(down)) / 2e-5,
+                                                          abs=1e-8)
+    torch.testing.assert_close(tensors.grad[0, ::2], -tensors.grad[0, 1::2])
+    moved = rebel.rebel_loss(logps, sampled, ref, rewards + 7, 5.0, 0.3)
+    assert moved.item() == pytest.approx(loss.item())
+
+
+def test_gae():
+    """The sum of discounted errors, response by response; with lambda 1 and gamma 1, what is still
+    to come less the value, with lambda 0 one step's error."""
+    mask = torch.tensor([0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1]).bool()
+    rewards, values = random_tensors(2, 12)
+    rewards, values = rewards * mask, values * mask
+
+    def by_hand(gamma, gae_lambda):
+        advantages = [0.0] * 12
+        for first, last in ((2, 4), (6, 6), (10, 11)):
+            errors = [rewards[t] + (gamma * values[t + 1] if t < last else 0) - values[t]
+                      for t in range(first, last + 1)]
+            for t in range(first, last + 1):
+                advantages[t] = sum(((gamma * gae_lambda) ** k * e).item()
+                                    for k, e in enumerate(errors[t - first:]))
+        return advantages
+
+    for gamma, gae_lambda in ((1.0, 1.0), (0.9, 0.8), (1.0, 0.0)):
+        found = ppo.gae(rewards, values, mask, gamma, gae_lambda).tolist()
+        assert found == pytest.approx(by_hand(gamma, gae_lambda), rel=1e-5)
+    to_come = torch.stack((rewards[2:5].sum() - values[2], rewards[6] - values[6]))
+    torch.testing.assert_close(ppo.gae(rewards, values, mask, 1.0, 1.0)[[2, 6]], to_come.float())
+
+
+def test_ppo_losses_and_gradients():
+    """By hand and by finite differences, on both sides of both clips. A value that has moved more
+    than clip_value, and by that comes nearer to its return, has no gradient any more."""
+    def policy(logp, sampled, advantage):
+        ratio = math.exp(logp - sampled)
+        return -min(ratio * advantage, max(0.8, min(1.2, ratio)) * advantage)
+
+    def value(v, old, target):
+        clipped = max(old - 0.5, min(old + 0.5, v))
+        return 0.5 * max((v - target) ** 2, (clipped - target) ** 2)
+
+    cases = [(policy, ppo.policy_loss, 0.2, (-2.0 + d, -2.0, a))
+             for d in (-0.5, -0.1, 0.1, 0.5) for a in (-1.5, 2.0)]
+    cases += [(value, ppo.value_loss, 0.5, (0.2 + d, 0.2, target))
+              for d in (-0.9, -0.2, 0.2, 0.9) for target in (-3.0, 0.15, 0.45, 3.0)]
+    flat = 0
+    for by_hand, function, clip, arguments in cases:
+        tensors = torch.tensor(arguments, dtype=torch.float64)[:, None].requires_grad_()
+        loss = function(*tensors, clip)
+        assert loss.shape == (1,) and loss.item() == pytest.approx(by_hand(*arguments))
+        loss.backward()
+        up, down = (by_hand(arguments[0] + d, *arguments[1:]) for d in (1e-6, -1e-6))
+        slope = tensors.grad[0].item()
+        assert slope == pytest.approx((up - down) / 2e-6, abs=1e-8)
+        flat += slope == 0
+    assert flat == 4
+
+
 # ---- whole steps of training ---------------------------------------------------------------------
 
 class FakeEngine:
@@ -191,6 +274,15 @@ def grpo_by_hand(prompts, logps, sampled, ref, rewards):
         objective = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage)
         total = total - (objective - 0.3 * kl).sum()
     return total / sum(map(len, logps))
+
+
+def rebel_by_hand(prompts, logps, sampled, ref, rewards):
+    total = 0
+    for i in range(0, len(prompts), 2):
+        a, b = (((logps[k] - sampled[k]).sum() / 4,
+                 rewards[k] - 0.3 * (sampled[k] - ref[k]).sum()) for k in (i, i + 1))
+        total = total + (a[0] - b[0] - (a[1] - b[1])) ** 2
+    return total / (len(prompts) / 2)
 
 
 def train_by_hand(loss_by_hand, batches):
@@ -272,8 +364,9 @@ def save_values(folder, ids, rewards, v_star, meta):
 @cpu_only
 @pytest.mark.parametrize("stage, by_hand, constants", [
     (train_apo, apo_by_hand, dict(batch_size=8, mini_batch_size=4, beta2=0.1)),
+    (rebel, rebel_by_hand, dict(batch_size=4, mini_batch_size=2, eta=4.0, kl_coef=0.3)),
     (grpo, grpo_by_hand, dict(batch_size=4, mini_batch_size=2, group_size=2, clip_ratio=0.1,
-                              kl_coef=0.3))], ids=["apo", "grpo"])
+                              kl_coef=0.3))], ids=["apo", "rebel", "grpo"])
 def test_training_is_what_its_formulas_say(stage, by_hand, constants, train):
     """Two steps: the same weights and metrics as one sequence at a time, from the definitions."""
     engine = train(stage, **constants)
@@ -289,13 +382,100 @@ def test_training_is_what_its_formulas_say(stage, by_hand, constants, train):
 
 
 @cpu_only
-@pytest.mark.parametrize("stage", [train_apo, grpo])
+def test_ppo_training_is_what_its_formulas_say(train):
+    """The same for PPO, whose critic learns beside the policy, and decides the second step."""
+    engine = train(ppo, batch_size=8, mini_batch_size=4, clip_ratio=0.1, clip_value=0.1,
+                   kl_coef=0.3, gamma=0.9, gae_lambda=0.8, critic_lr=2e-3)
+    policy, reference, trunk = (Qwen2.from_pretrained("model") for _ in range(3))
+    head = torch.zeros(trunk.config.hidden_size, requires_grad=True)
+    critic = [*trunk.parameters(), head]
+    optimizer = torch.optim.AdamW([{"params": policy.parameters()}, {"params": critic}],
+                                  betas=(0.8, 0.9), weight_decay=0.1)
+
+    def values_of(prompt, response):
+        ids = torch.tensor(prompt + response)
+        states = trunk.hidden_states(ids, torch.tensor([0, len(ids)], dtype=torch.int32))
+        return states[len(prompt) - 1:-1] @ head
+
+    def advantages_of(rewards, values):
+        errors = [r + 0.9 * v_next - v for r, v, v_next
+                  in zip(rewards, values, [*values[1:], 0.0], strict=True)]
+        return torch.stack([sum(0.72 ** k * e for k, e in enumerate(errors[t:]))
+                            for t in range(len(errors))])
+
+    for step, (prompts, responses) in enumerate(engine.batches):
+        for group, lr in zip(optimizer.param_groups, (1e-3, 2e-3), strict=True):
+            group["lr"] = lr * (1 - step / 2)
+        sampled = [torch.tensor(r.logps) for r in responses]
+        with torch.no_grad():
+            old = [values_of(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
+            kls = [s - plain_logps(reference, p, r.tokens)[0]
+                   for p, r, s in zip(prompts, responses, sampled, strict=True)]
+        rewards = [-0.3 * kl for kl in kls]
+        for p, r, x in zip(prompts, responses, rewards, strict=True):
+            x[-1] += r.text == f"#### {sum(summands(p))}"
+        advantages = [advantages_of(x, v) for x, v in zip(rewards, old, strict=True)]
+        returns = [a + v for a, v in zip(advantages, old, strict=True)]
+        std, mean = torch.std_mean(torch.cat(advantages))
+        found = {"loss": 0, "critic_loss": 0, "grad_norm": 0}
+        for update in (range(4), range(4, 8)):
+            loss, value_loss, bonus, tokens = 0, 0, 0, sum(len(sampled[i]) for i in update)
+            for i in update:
+                logps, entropy = plain_logps(policy, prompts[i], responses[i].tokens)
+                ratio, a = (logps - sampled[i]).exp(), (advantages[i] - mean) / std
+                loss = loss - torch.minimum(ratio * a, ratio.clamp(0.9, 1.1) * a).sum() / tokens
+                bonus = bonus + entropy.sum() / tokens
+                v = values_of(prompts[i], responses[i].tokens)
+                near = torch.minimum(torch.maximum(v, old[i] - 0.1), old[i] + 0.1)
+                errors = torch.stack(((v - returns[i]) ** 2, (near - returns[i]) ** 2))
+                value_loss = value_loss + errors.amax(0).sum() / 2 / tokens
+            (loss - 0.2 * bonus).backward()
+            value_loss.backward()
+            found["grad_norm"] += torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5).item()
+            torch.nn.utils.clip_grad_norm_(critic, 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            found["loss"] += loss.item()
+            found["critic_loss"] += value_loss.item()
+        ours = metrics_of("out")[step]
+        for name, total in found.items():
+            assert ours[name] == pytest.approx(total / 2, rel=1e-3, abs=1e-5), (step, name)
+        assert ours["kl"] == pytest.approx(torch.cat(kls).mean().item(), rel=1e-4,
+                                           abs=1e-6)
+    before, after = (dict(Qwen2.from_pretrained(path).named_parameters())
+                     for path in ("model", "out/model"))
+    for name, p in policy.named_parameters():
+        assert (after[name] - p).norm() < 0.005 * (p - before[name]).norm(), name
+
+
+@cpu_only
+def test_running_means_of_rewards(train):
+    """Each prompt's mean goes on from stage 1's two samples, also over a checkpoint; the other
+    choices are constants."""
+    constants = dict(batch_size=8, mini_batch_size=4, lr_decay=False, save_rollouts=1)
+    train(train_apo, **constants, baseline="running_mean", max_steps=2)
+    train(train_apo, **constants, baseline="running_mean", max_steps=5)
+    seen = {}
+    for step in range(1, 6):
+        for r in read_jsonl(f"out/rollouts/step-{step:06d}.jsonl", ("id", "reward", "v_star")):
+            rewards = seen.setdefault(r["id"], [1.0, 1.0])
+            assert r["v_star"] == pytest.approx(statistics.mean(rewards)), (step, r["id"])
+            rewards.append(r["reward"])
+    assert sorted(map(len, seen.values())) == [4] * 8 + [5] * 8
+    for baseline, value in (("mean", 1.0), ("zero", 0.0), ("v_star", 0.75)):
+        train(train_apo, **constants, baseline=baseline, max_steps=2, resume=False)
+        assert sum(m["v_star"] for m in metrics_of("out")) / 2 == pytest.approx(value)
+
+
+@cpu_only
+@pytest.mark.parametrize("stage", [train_apo, grpo, rebel, ppo])
 def test_master_weights_and_adamw_are_float32(stage, train):
     """Also with bfloat16 compute: at the papers' lr of 1e-6, bfloat16 weights would hardly move."""
     train(stage, dtype="bfloat16", batch_size=4, mini_batch_size=4, logp_tolerance=1.0)
     saved = FileSystemReader("out/ckpt/step-000002").read_metadata().state_dict_metadata
     tensors = {name: x.properties.dtype for name, x in saved.items() if hasattr(x, "properties")}
-    assert sum("exp_avg" in name for name in tensors) == 2 * sum("policy" in n for n in tensors) > 9
+    assert sum("exp_avg" in name for name in tensors) == 2 * sum(n.startswith("policy.")
+                                                                 for n in tensors) > 9
     assert set(tensors.values()) == {torch.float32}
 
 
@@ -384,7 +564,7 @@ def test_v_star_reaches_its_prompt(filter_incorrect, expected, tmp_path):
     rows = [{"id": i, "prompt": f"prompt {i}"} for i in "abcd"]
     save_values(tmp_path, ["c", "a", "b"], torch.tensor([[0.0, 0], [1, 0], [0, 1]]),
                 [0.0, 0.25, 0.5], META)
-    found, _ = add_v_star(rows, tmp_path, {"reward": "r"}, filter_incorrect)
+    found, _ = add_v_star(rows, tmp_path, {"reward": "r"}, filter_incorrect, "v_star")
     assert {r["id"]: r["v_star"] for r in found} == expected and len(found) == len(expected)
     assert all(r["prompt"] == f"prompt {r['id']}" for r in found)
 

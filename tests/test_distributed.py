@@ -122,20 +122,23 @@ def test_stage_1_and_evaluation_on_two_processes(base, workdir):
     assert one == two
 
 
-def test_grpo_on_two_processes(workdir):
-    """It continues from a checkpoint bit for bit, and two processes give the losses of one."""
-    small = ("--batch_size=8", "--mini_batch_size=4", "--group_size=4", "--eval_prompts=16",
+@pytest.mark.parametrize("baseline, size", [("grpo", 8), ("rebel", 16), ("ppo", 32)])
+def test_baselines_on_two_processes(baseline, size, workdir):
+    """Killed, they continue from a checkpoint, and two processes give the losses of one."""
+    small = (f"--batch_size={size}", f"--mini_batch_size={size // 2}", "--eval_prompts=16",
              "--eval_every=2", "--save_every=2", "--max_steps=4")
-    run("baselines.grpo", *small, cwd=workdir)
-    two = torchrun("baselines.grpo", *small, "--out=out/two", cwd=workdir)
+    script = f"baselines.{baseline}"
+    run(script, *small, cwd=workdir)
+    two = torchrun(script, *small, "--out=out/two", cwd=workdir)
     while len(steps_of(workdir / "out/two")) < 3 and two.poll() is None:
         time.sleep(0.01)
     os.kill(two.pid, signal.SIGKILL)
     output_of(two)
     wait_for_ranks(ranks(two).values())
-    output = finished(torchrun("baselines.grpo", *small, "--out=out/two", cwd=workdir))
+    output = finished(torchrun(script, *small, "--out=out/two", cwd=workdir))
     assert "continuing from out/two/ckpt/step-00000" in output
-    for a, b in zip(metrics_of("out/arithmetic_grpo"), metrics_of("out/two"), strict=True):
+    for a, b in zip(metrics_of(f"out/arithmetic_{baseline}"), metrics_of("out/two"),
+                    strict=True):
         assert a["tokens"] == b["tokens"]
         for key in set(a).intersection(ROUNDED):
             assert a[key] == pytest.approx(b[key], rel=2e-4, abs=2e-5), (a["step"], key)

@@ -359,7 +359,9 @@ logp_tolerance""".split())
 MUST_BE_EQUAL = set("""model task seed max_prompt_tokens drop_long_prompts chat_template
 max_response_tokens temperature max_steps batch_size mini_batch_size lr lr_decay adam_beta1
 adam_beta2 weight_decay grad_clip entropy_coef dtype""".split())
-OWN = {"train_apo": {"filter_incorrect", "beta2"},
+OWN = {"train_apo": {"filter_incorrect", "beta2", "baseline"},
+       "baselines.rebel": {"eta", "kl_coef"},
+       "baselines.ppo": {"clip_ratio", "clip_value", "kl_coef", "gamma", "gae_lambda", "critic_lr"},
        "baselines.grpo": {"group_size", "clip_ratio", "kl_coef"}}
 
 
@@ -419,7 +421,7 @@ def test_a_sampler_with_other_weights_stops_the_run_and_leaves_a_checkpoint(tmp_
     run = Run(str(tmp_path), {"resume": False, "dtype": "bfloat16", "logp_tolerance": 0.0,
                               "max_steps": 9, "save_every": 0, "keep_checkpoints": 1, **QUIET}, ())
     run.watch = Watch(str(tmp_path), QUIET, 0)
-    run.step, (run.policy, run.optimizer) = 3, small_policy(0, 0)
+    run.step, (run.trained, run.optimizer) = 3, small_policy(0, 0)
     next(run.steps())
     micro = pack([0], [[1, 2]], [[4, 5]], [[-1.0, -2.0]])
     micro.ref_logps = micro.sampled_logps
