@@ -1,6 +1,8 @@
-# The task of examples/facts.py, for every stage.
+# The task of examples/facts.py, for every stage and baseline.
 task = "examples/facts.py"
 model = "data/facts/model"
-max_steps = 96
-lr = 1e-4
+
+max_steps = 64
+lr = 2e-4
+critic_lr = 2e-3
 eval_every = 8

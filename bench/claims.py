@@ -1,0 +1,258 @@
+"""A*-PO against PPO, GRPO and REBEL, and against itself with other baselines than V*: five seeds of
+each on two tasks that need no GPU. docs/claims.md says what follows from it.
+
+    python bench/claims.py              # about two and a half hours on two cores
+    python bench/claims.py --seeds=1 --tasks=facts
+    python bench/claims.py --seeds=0    # only tables and picture, from bench/claims.jsonl
+
+Every finished run is a line of bench/claims.jsonl and is not repeated; an interrupted one continues
+from its checkpoint. Nothing else should run on the machine meanwhile. The accountings:
+
+equal generations   256 responses per step, whatever the number of prompts
+equal prompts       32 prompts per step, whatever the number of responses
+
+GRPO, with 32 prompts and 8 responses to each, is the same run in both. All algorithms have the
+same learning rate, number of steps, updates per step, temperature and held-out prompts.
+"""
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[0] = str(REPO)
+
+from lib.cli import configure  # noqa: E402
+from lib.environment import hardware, versions  # noqa: E402
+from lib.files import read_jsonl, write_jsonl  # noqa: E402
+from lib.plot import COLOURS  # noqa: E402
+from lib.tables import as_markdown  # noqa: E402
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+seeds = 5
+tasks = "arithmetic,facts"
+# --------------------------------------------------------------------------------------------------
+
+RESULTS, PICTURE = REPO / "bench/claims.jsonl", REPO / "assets/claims.png"
+STAGE_1 = re.compile(r"([\d,]+) tokens in ([\d.]+) s")
+# By task: what every script gets, what prepare.py gets, and the accuracy that is waited for.
+TASKS = {"arithmetic": ([], [], 0.8),
+         "facts": (["config/facts.py"], ["--task=examples/facts.py"], 0.7)}
+# By algorithm: its script, its constants, responses per prompt.
+ALGORITHMS = {
+    "A*-PO": ("train_apo.py", [], 1),
+    "PPO": ("baselines.ppo", [], 1),
+    "REBEL": ("baselines.rebel", [], 2),
+    "GRPO": ("baselines.grpo", [], 8),
+    "A*-PO, mean reward": ("train_apo.py", ["--baseline=mean"], 1),
+    "A*-PO, running mean": ("train_apo.py", ["--baseline=running_mean"], 1),
+    "A*-PO, 0": ("train_apo.py", ["--baseline=zero"], 1)}
+# By accounting: which algorithms run, and how many prompts per step with so many responses each.
+ACCOUNTINGS = {"equal generations": (list(ALGORITHMS), lambda n: 256 // n),
+               "equal prompts": (list(ALGORITHMS)[:4], lambda n: 32)}
+SHARED = {"free": 0, "shared by 10 runs": 1 / 10, "by 3": 1 / 3, "charged": 1}  # stage 1
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+def start(script, *arguments, log):
+    """Run a script of the repository, as a user does; its output goes to the file `log`."""
+    target = [script] if script.endswith(".py") else ["-m", script]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as f:
+        done = subprocess.run([sys.executable, *target, *map(str, arguments)], cwd=REPO, stdout=f,
+                              stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"error: {script} failed; see {log}")
+
+
+def stage_1(task, seed):
+    """The folder with values.pt of this seed, and what it took."""
+    folder = REPO / f"out/claims/{task}/stage-1/{seed}"
+    log = folder / "log.txt"
+    if not (folder / "values.pt").exists():
+        start("estimate_value.py", *TASKS[task][0], f"--seed={seed}", f"--out={folder}", log=log)
+    tokens, seconds = STAGE_1.search(log.read_text()).groups()
+    rows = len(read_jsonl(folder / "responses.jsonl", ()))
+    return folder, {"tokens": int(tokens.replace(",", "")), "seconds": float(seconds),
+                    "generations": 8 * rows}
+
+
+def train(task, accounting, algorithm, seed):
+    """One run; returns its line of claims.jsonl."""
+    script, constants, n = ALGORITHMS[algorithm]
+    prompts = ACCOUNTINGS[accounting][1](n)
+    name = re.sub(r"\W+", "_", algorithm.lower())
+    folder = REPO / f"out/claims/{task}/{accounting.replace(' ', '_')}/{name}/{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    first = None
+    if script == "train_apo.py":
+        values, first = stage_1(task, seed)
+        shutil.copy(values / "values.pt", folder)
+    start(script, *TASKS[task][0], *constants, f"--seed={seed}", f"--out={folder}",
+          f"--batch_size={prompts}", f"--mini_batch_size={prompts // 2}", log=folder / "log.txt")
+    metrics = read_jsonl(folder / "metrics.jsonl", ("seconds_step",))
+    evaluated = [m for m in metrics if "accuracy" in m]
+    steps = [0, *(m["step"] + 1 for m in evaluated)]
+
+    def so_far(key):
+        return [round(sum(m[key] for m in metrics[:k]), 2) for k in steps]
+
+    phases = ("generate", "reference", "grade", "train", "sync", "step")
+    return {
+        "task": task, "accounting": accounting, "algorithm": algorithm, "seed": seed,
+        "prompts_per_step": prompts, "responses_per_prompt": n, "steps": steps,
+        "greedy": [metrics[0]["accuracy_start"], *(m["accuracy"] for m in evaluated)],
+        "sampled": [metrics[0]["accuracy_start_sampled"],
+                    *(m["accuracy_sampled"] for m in evaluated)],
+        "tokens": so_far("tokens"), "seconds": so_far("seconds_step"),
+        "kl": statistics.mean(m["kl"] for m in metrics[-8:]),
+        "seconds_of_step": {phase: round(statistics.median(m[f"seconds_{phase}"]
+                                                           for m in metrics[1:]), 4)
+                            for phase in phases},
+        "memory_gb": metrics[-1]["memory_gb"], "stage_1": first, "hardware": hardware(),
+        "versions": versions()}
+
+
+def run_missing(results):
+    done = {tuple(r[key] for key in ("task", "accounting", "algorithm", "seed")) for r in results}
+    for task in tasks.split(","):
+        if seeds and not (REPO / f"data/{task}/model/config.json").exists():
+            start("prepare.py", *TASKS[task][1], log=REPO / f"out/claims/{task}/prepare.txt")
+    for seed in range(seeds):
+        for task in tasks.split(","):
+            for accounting, (algorithms, _) in ACCOUNTINGS.items():
+                for algorithm in algorithms:
+                    key = (task, accounting, algorithm, seed)
+                    if key in done or (algorithm == "GRPO" and accounting == "equal prompts"):
+                        continue
+                    print(*key, flush=True)
+                    results.append(train(*key))
+                    write_jsonl(RESULTS, results)
+
+
+# ---- tables and picture --------------------------------------------------------------------------
+
+def spread(values, form="{:.2f}"):
+    """Median, and in brackets the smallest and largest."""
+    return (f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
+            if values else "")
+
+
+def first_time(run, cost, level):
+    """The cost, a value for each evaluation, at which the sampled accuracy first was `level`,
+    interpolated linearly between evaluations; None if it never was."""
+    y = run["sampled"]
+    for i in range(1, len(y)):
+        if y[i] >= level:
+            share = max(0, (level - y[i - 1]) / (y[i] - y[i - 1])) if y[i] > y[i - 1] else 0
+            return cost[i - 1] + share * (cost[i] - cost[i - 1])
+    return None
+
+
+def costs(run, share=0):
+    """{unit: cost up to each evaluation}, with a share of stage 1."""
+    prompts = [run["prompts_per_step"] * k for k in run["steps"]]
+    generations = [run["responses_per_prompt"] * p for p in prompts]
+    found = {"prompts": prompts, "generations": generations, "tokens": run["tokens"],
+             "seconds": run["seconds"]}
+    first = run["stage_1"] or {}
+    return {unit: [c + share * first.get(unit, 0) for c in cost] for unit, cost in found.items()}
+
+
+def results_table(runs):
+    """What a training run reaches, and what it takes. runs: {algorithm: [a run of each seed]}."""
+    lines = [["", "prompts x responses per step", "greedy accuracy, %", "sampled accuracy, %",
+              "KL per token", "generations", "tokens", "GB", "seconds of a step", "generate",
+              "reference", "train"]]
+    for algorithm, its in runs.items():
+        def of(function, form="{:.2f}", its=its):
+            return spread([function(run) for run in its], form)
+
+        phases = [f"{statistics.median(run['seconds_of_step'][phase] for run in its):.2f}"
+                  for phase in ("generate", "reference", "train")]
+        lines.append([
+            algorithm, f"{its[0]['prompts_per_step']} x {its[0]['responses_per_prompt']}",
+            of(lambda run: 100 * run["greedy"][-1], "{:.1f}"),
+            of(lambda run: 100 * run["sampled"][-1], "{:.1f}"),
+            of(lambda run: run["kl"], "{:.4f}"), f"{costs(its[0])['generations'][-1]:,}",
+            f"{statistics.median(run['tokens'][-1] for run in its):,.0f}",
+            f"{statistics.median(run['memory_gb'] for run in its):.2f}",
+            of(lambda run: run["seconds_of_step"]["step"]), *phases])
+    return as_markdown(lines)
+
+
+def time_table(runs, level):
+    """What it takes to reach the accuracy `level`, with none, a part or all of stage 1."""
+    lines = [["", "reached by", "prompts", "generations", "with stage 1", "tokens", "with stage 1",
+              *(f"seconds, stage 1 {name}" for name in SHARED)]]
+    for algorithm, its in runs.items():
+        def of(unit, share=0, form="{:,.0f}", its=its):
+            found = [first_time(run, costs(run, share)[unit], level) for run in its]
+            return spread([x for x in found if x is not None], form)
+
+        reached = sum(max(run["sampled"][1:]) >= level for run in its)
+        lines.append([algorithm, f"{reached} of {len(its)}", of("prompts"), of("generations"),
+                      of("generations", 1), of("tokens"), of("tokens", 1),
+                      *(of("seconds", share, "{:.0f}") for share in SHARED.values())])
+    return as_markdown(lines)
+
+
+def draw(by_case):
+    """Accuracy against seconds: a row per task, a column per accounting."""
+    names = list(dict.fromkeys(task for task, _ in by_case))
+    figure, axes = plt.subplots(len(names), 2, figsize=(11, 4 * len(names)), squeeze=False,
+                                layout="constrained")
+    for (task, accounting), runs in by_case.items():
+        ax = axes[names.index(task), list(ACCOUNTINGS).index(accounting)]
+        for (algorithm, its), colour in zip(list(runs.items())[:4], COLOURS, strict=False):
+            y = 100 * np.array([run["sampled"] for run in its])
+            plot = partial(ax.plot, color=colour, marker="o", markersize=3)
+            x = np.median([run["seconds"] for run in its], axis=0)
+            plot(x, np.median(y, axis=0), label=algorithm)
+            ax.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
+            if its[0]["stage_1"]:
+                first = statistics.median(run["stage_1"]["seconds"] for run in its)
+                plot(x + first, np.median(y, axis=0), linestyle="--",
+                     label=f"{algorithm}, stage 1 charged")
+        size = "256 responses" if accounting == "equal generations" else "32 prompts"
+        ax.set_title(f"{task}, {accounting}: {size} per step")
+        ax.set_xlabel("seconds of training steps")
+        ax.set_ylabel("held-out accuracy at temperature 1, %")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8, loc="lower right")
+    figure.savefig(PICTURE, dpi=100)
+
+
+def show(results):
+    by_case = {}
+    for task in TASKS:
+        for accounting, (algorithms, _) in ACCOUNTINGS.items():
+            runs = {}
+            for algorithm in algorithms:
+                its = [r for r in results if (r["task"], r["algorithm"]) == (task, algorithm)
+                       and (r["accounting"] == accounting or algorithm == "GRPO")]
+                if its:
+                    runs[algorithm] = its
+            if runs:
+                by_case[task, accounting] = runs
+    for (task, accounting), runs in by_case.items():
+        level = TASKS[task][2]
+        count = max(map(len, runs.values()))
+        print(f"\n### {task}, {accounting}\n\nMedian of {count} seeds, and in brackets smallest "
+              f"and largest. The phases are medians.\n\n{results_table(runs)}")
+        print(f"To {level:.0%} sampled accuracy:\n\n{time_table(runs, level)}")
+    draw(by_case)
+    print(f"wrote {PICTURE.relative_to(REPO)}")
+
+
+if __name__ == "__main__":
+    configure(globals())
+    results = read_jsonl(RESULTS, ("task",)) if RESULTS.exists() else []
+    run_missing(results)
+    show(results)
