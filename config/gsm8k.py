@@ -22,6 +22,7 @@ max_steps = 725  # 25 epochs: 7,473 prompts are 29 batches of 256
 batch_size = 256
 mini_batch_size = 128
 lr = 1e-6
+critic_lr = 1e-5  # PPO's
 lr_decay = False
 adam_beta1 = 0.9
 adam_beta2 = 0.999
