@@ -40,9 +40,10 @@ tasks = "arithmetic,facts"
 
 RESULTS, PICTURE = REPO / "bench/claims.jsonl", REPO / "assets/claims.png"
 STAGE_1 = re.compile(r"([\d,]+) tokens in ([\d.]+) s")
-# By task: what every script gets, what prepare.py gets, and the accuracy that is waited for.
-TASKS = {"arithmetic": (["--max_steps=16", "--eval_every=2"], [], 0.8),
-         "facts": (["config/facts.py"], ["--task=examples/facts.py"], 0.7)}
+LEVEL = {"arithmetic": 0.8, "facts": 0.7}  # the accuracy that is waited for
+PREPARE = {"arithmetic": [], "facts": ["--task=examples/facts.py"]}
+PRESETS = {"arithmetic": [], "facts": ["config/facts.py"]}
+TRAIN = {"arithmetic": ["--max_steps=16", "--eval_every=2"], "facts": []}
 # By algorithm: its script, its constants, responses per prompt.
 ALGORITHMS = {
     "A*-PO": ("train_apo.py", [], 1),
@@ -76,7 +77,7 @@ def stage_1(task, seed):
     folder = REPO / f"out/claims/{task}/stage-1/{seed}"
     log = folder / "log.txt"
     if not (folder / "values.pt").exists():
-        start("estimate_value.py", *TASKS[task][0], f"--seed={seed}", f"--out={folder}", log=log)
+        start("estimate_value.py", *PRESETS[task], f"--seed={seed}", f"--out={folder}", log=log)
     tokens, seconds = STAGE_1.search(log.read_text()).groups()
     rows = len(read_jsonl(folder / "responses.jsonl", ()))
     return folder, {"tokens": int(tokens.replace(",", "")), "seconds": float(seconds),
@@ -94,7 +95,7 @@ def train(task, accounting, algorithm, seed):
     if script == "train_apo.py":
         values, first = stage_1(task, seed)
         shutil.copy(values / "values.pt", folder)
-    start(script, *TASKS[task][0], *constants, f"--seed={seed}", f"--out={folder}",
+    start(script, *PRESETS[task], *TRAIN[task], *constants, f"--seed={seed}", f"--out={folder}",
           f"--batch_size={prompts}", f"--mini_batch_size={prompts // 2}", log=folder / "log.txt")
     metrics = read_jsonl(folder / "metrics.jsonl", ("seconds_step",))
     evaluated = [m for m in metrics if "accuracy" in m]
@@ -123,7 +124,7 @@ def run_missing(results):
     done = {tuple(r[key] for key in ("task", "accounting", "algorithm", "seed")) for r in results}
     for task in tasks.split(","):
         if seeds and not (REPO / f"data/{task}/model/config.json").exists():
-            start("prepare.py", *TASKS[task][1], log=REPO / f"out/claims/{task}/prepare.txt")
+            start("prepare.py", *PREPARE[task], log=REPO / f"out/claims/{task}/prepare.txt")
     for seed in range(seeds):
         for task in tasks.split(","):
             for accounting, (algorithms, _) in ACCOUNTINGS.items():
@@ -231,7 +232,7 @@ def draw(by_case):
 
 def show(results):
     by_case = {}
-    for task in TASKS:
+    for task in LEVEL:
         for accounting, (algorithms, _) in ACCOUNTINGS.items():
             runs = {}
             for algorithm in algorithms:
@@ -242,11 +243,10 @@ def show(results):
             if runs:
                 by_case[task, accounting] = runs
     for (task, accounting), runs in by_case.items():
-        level = TASKS[task][2]
         count = max(map(len, runs.values()))
         print(f"\n### {task}, {accounting}\n\nMedian of {count} seeds, and in brackets smallest "
               f"and largest. The phases are medians.\n\n{results_table(runs)}")
-        print(f"To {level:.0%} sampled accuracy:\n\n{time_table(runs, level)}")
+        print(f"To {LEVEL[task]:.0%} sampled accuracy:\n\n{time_table(runs, LEVEL[task])}")
     draw(by_case)
     print(f"wrote {PICTURE.relative_to(REPO)}")
 
