@@ -3,7 +3,7 @@
 # seeds each, then all models on the paper's benchmarks. Interrupted, the same command continues.
 #
 #   bash runs/claims.sh                                  # all GPUs of this machine
-#   GPUS=4 SEEDS="0" EQUAL=generations bash runs/claims.sh
+#   GPUS=4 SEEDS="0" EQUAL=generations bash runs/claims.sh    # presets may follow
 #
 # EQUAL=prompts, the default, gives every algorithm 256 prompts per step: REBEL samples 512 responses
 # and GRPO 2,048. EQUAL=generations gives every algorithm 256 responses.
@@ -16,25 +16,27 @@
 # GPUs; evaluations and checkpoints come on top. A*-PO's stage 1 takes 0.3 H100 hours of it.
 source "$(dirname "$0")/setup.sh"
 
-gpus=${GPUS:-$(nvidia-smi -L | wc -l)} seeds=${SEEDS:-0 1 2} equal=${EQUAL:-prompts}
+gpus=${GPUS:-$(nvidia-smi -L | wc -l)} model=${MODEL:-Qwen/Qwen2.5-1.5B}
+seeds=${SEEDS:-0 1 2} equal=${EQUAL:-prompts}
 benchmarks=math500,minerva_math,olympiadbench,amc23
-models=Qwen/Qwen2.5-1.5B
 stage="torchrun --nproc_per_node=$gpus"
 rebel="" grpo=""
 if [ "$equal" = generations ]; then
     rebel="--batch_size=128 --mini_batch_size=64" grpo="--batch_size=32 --mini_batch_size=16"
 fi
 
-python prepare.py --task=math,$benchmarks
+python prepare.py --task=math,$benchmarks "$@"
+models=$model
 for seed in $seeds; do
     out=out/claims_math_$equal/$seed
-    $stage estimate_value.py config/math.py --seed="$seed" --out="$out/apo"
-    $stage train_apo.py config/math.py --seed="$seed" --out="$out/apo"
-    $stage -m baselines.ppo config/math.py --seed="$seed" --out="$out/ppo"
-    $stage -m baselines.rebel config/math.py $rebel --seed="$seed" --out="$out/rebel"
-    $stage -m baselines.grpo config/math.py $grpo --seed="$seed" --out="$out/grpo"
-    models+=,$out/apo/model,$out/ppo/model,$out/rebel/model,$out/grpo/model
+    common="--model=$model --seed=$seed"
+    $stage estimate_value.py config/math.py "$@" $common --out="$out/apo"
+    $stage train_apo.py config/math.py "$@" $common --out="$out/apo"
+    $stage -m baselines.ppo config/math.py "$@" $common --out="$out/ppo"
+    $stage -m baselines.rebel config/math.py "$@" $common $rebel --out="$out/rebel"
+    $stage -m baselines.grpo config/math.py "$@" $common $grpo --out="$out/grpo"
     python evaluate.py --plot="$out/apo,$out/ppo,$out/rebel,$out/grpo"
+    models+=,$out/apo/model,$out/ppo/model,$out/rebel/model,$out/grpo/model
 done
-$stage evaluate.py config/math.py --model="$models" --task=$benchmarks --samples_per_prompt=32 \
-    --grader=paper --kl_to=Qwen/Qwen2.5-1.5B
+$stage evaluate.py config/math.py "$@" --model="$models" --task=$benchmarks \
+    --samples_per_prompt=32 --grader=paper --kl_to="$model"

@@ -83,8 +83,9 @@ def test_the_values_decide_the_loss_and_the_noise(name):
     assert (expected.max() < 1e-12) == (name == "exact")
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_off_policy_wrong_values_move_the_fixed_point(name):
+@pytest.mark.parametrize("name, reward", [*zip(
+    VALUES, (0.788, 0.721, 0.705, 0.679, 0.689, 0.622), strict=True)])
+def test_off_policy_wrong_values_move_the_fixed_point(name, reward):
     """Responses of the reference: with the exact V* the fixed point is the same. With another V
     beta2 ln(pi / pi_ref) + V - r is in proportion to pi / pi_ref instead of 0, and the policy is
     another one."""
@@ -95,3 +96,4 @@ def test_off_policy_wrong_values_move_the_fixed_point(name):
                                atol=1e-6, rtol=0)
     distance = (found - OPTIMAL).abs().sum(1) / 2  # total variation
     assert distance.max() < 1e-7 if name == "exact" else distance.max() > 0.01
+    assert (found * REWARDS).sum(1).mean().item() == pytest.approx(reward, abs=5e-4)

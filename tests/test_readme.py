@@ -29,7 +29,7 @@ RUN = {
     "python evaluate.py --report=": "test_from_the_command_line",
     "python evaluate.py --plot=": "test_from_the_command_line",
     "python train_apo.py --tensorboard=True --wandb=": "test_a_run_is_watched",
-    "python -m baselines.grpo": "test_grpo_learns_arithmetic",
+    "python -m baselines.": "test_baselines_on_two_processes",
     "python estimate_value.py --task=mine": "test_a_task_of_own_rows"}
 NOT_RUN = (
     "torchrun --nproc_per_node=4 ", "torchrun --nproc_per_node=8 ", "torchrun --nnodes=2 ",
