@@ -234,7 +234,7 @@ def main(constants):
         critic.compile_layers()
         reference.compile_layers()
     trained = torch.nn.ModuleDict({"policy": policy, "critic": critic})
-    optimizer = torch.optim.AdamW([{"params": model.parameters()} for model in trained.values()],
+    optimizer = torch.optim.AdamW([{"params": part.parameters()} for part in trained.values()],
                                   betas=(adam_beta1, adam_beta2), weight_decay=weight_decay,
                                   fused=True)
     run.start(engine, policy, optimizer,

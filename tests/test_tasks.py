@@ -54,6 +54,35 @@ def test_countdown():
     assert set(rewards) == {0.1, 1} and 0.25 < rewards.count(1) / 500 < 0.5
 
 
+def test_facts():
+    """Solutions are right; the base model's are wrong by 1 in a column, as often as each fact is
+    unknown; held-out prompts are in no other split."""
+    facts = tasks.load_task(str(REPO / "examples/facts.py"))
+    rows = {split: list(facts.rows(split)) for split in ("train", "test")}
+    assert [len(rows[split]) for split in rows] == [1024, 256]
+    prompts = {split: {row["prompt"] for row in rows[split]} for split in rows}
+    assert len(prompts["train"]) == 1024 and not prompts["train"] & prompts["test"]
+    assert all(facts.reward(row["solution"], row["answer"], True) == 1 for row in rows["train"])
+
+    known, count = {}, {}
+    for prompt, response in facts.pretraining_batch(random.Random(0), 20_000):
+        assert prompt not in prompts["test"]
+        right = True
+        for fact, total in re.findall(r"(\d\+\d\+\d)=(\d+)", response):
+            error = int(total) - sum(map(int, fact.split("+")))
+            assert error in (-1, 0, 1)
+            known.setdefault(fact, []).append(error == 0)
+            right &= error == 0
+        answer = str(sum(map(int, prompt.removesuffix("=?\n").split("+"))))
+        assert not right or facts.reward(response, answer, True) == 1
+    shares = [sum(of_fact) / len(of_fact) for of_fact in known.values() if len(of_fact) > 100]
+    for share in shares:
+        nearest = min((0.1, 0.5, 0.95), key=lambda p: abs(p - share))
+        count[nearest] = count.get(nearest, 0) + 1
+        assert abs(share - nearest) < 0.2
+    assert len(shares) > 150 and count[0.95] > count[0.5] > count[0.1] > 15
+
+
 def test_a_task_file_through_all_stages(tmp_path):
     """Its rewards of 0.1 reach V*, the loss and the evaluation, as they are."""
     run("prepare.py", f"--task={COUNTDOWN}", "--base_steps=60", cwd=tmp_path)
