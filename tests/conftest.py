@@ -20,10 +20,13 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 # For the processes that tests start in other folders.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from model import Config, Qwen2  # noqa: E402
 
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 # GSM8K, MATH, the benchmarks and the Qwen2.5 tokenizer, where they are at hand.
 REAL_DATA = REPO.parent / "shared" / "data"
@@ -92,10 +95,15 @@ def no_timer():
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts."""
-    folder = tmp_path_factory.mktemp("base")
-    run("prepare.py", cwd=folder)
-    run("estimate_value.py", "--max_prompts=256", cwd=folder)
+    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts, which several
+    workers of pytest-xdist share."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "base"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "out/arithmetic/values.pt").exists():
+            folder.mkdir(exist_ok=True)
+            run("prepare.py", cwd=folder)
+            run("estimate_value.py", "--max_prompts=256", cwd=folder)
     return folder
 
 

@@ -25,6 +25,7 @@ RUN = {
     "python prepare.py --task=examples/countdown.py": "test_a_task_file_through_all_stages",
     "python estimate_value.py --task=examples/countdown.py": "test_a_task_file_through_all_stages",
     "python train_apo.py --task=examples/countdown.py": "test_a_task_file_through_all_stages",
+    "python prepare.py --task=examples/facts.py": "test_facts",
     "python prepare.py --task=math500,minerva_math,amc23": "test_benchmarks",
     "python evaluate.py --report=": "test_from_the_command_line",
     "python evaluate.py --plot=": "test_from_the_command_line",
@@ -34,6 +35,7 @@ RUN = {
 NOT_RUN = (
     "torchrun --nproc_per_node=4 ", "torchrun --nproc_per_node=8 ", "torchrun --nnodes=2 ",
     "sbatch runs/slurm.sh",
+    "python estimate_value.py config/facts.py", "python train_apo.py config/facts.py",
     "bash runs/arithmetic.sh",           # the stages at their defaults, which other tests run
     "bash runs/test.sh", "source .venv/bin/activate", "git diff --no-index train_apo.py")
 
