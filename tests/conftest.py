@@ -20,13 +20,10 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 # For the processes that tests start in other folders.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from model import Config, Qwen2  # noqa: E402
 
 import torch  # noqa: E402
-from filelock import FileLock  # noqa: E402
 
 # GSM8K, MATH, the benchmarks and the Qwen2.5 tokenizer, where they are at hand.
 REAL_DATA = REPO.parent / "shared" / "data"
@@ -43,10 +40,17 @@ def command(script, *args, processes=0):
     return [sys.executable, *target, *map(str, args)]
 
 
+def environment(args):
+    """Variables of a stage. At the first log-probabilities vLLM compiles a function that ranks them,
+    which takes 3 s: not here, unless the stage itself is to compile."""
+    return {**os.environ, "TORCHDYNAMO_DISABLE": str(int("--compile=True" not in args))}
+
+
 def run(script, *args, cwd, check=True, processes=0):
     """Run a stage as a user does, from the folder `cwd`. Returns the process with its output."""
     done = subprocess.run(command(script, *args, processes=processes), cwd=cwd, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+                          env=environment(args))
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done
 
@@ -95,15 +99,10 @@ def no_timer():
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts, which several
-    workers of pytest-xdist share."""
-    root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "base"
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "out/arithmetic/values.pt").exists():
-            folder.mkdir(exist_ok=True)
-            run("prepare.py", cwd=folder)
-            run("estimate_value.py", "--max_prompts=256", cwd=folder)
+    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts."""
+    folder = tmp_path_factory.mktemp("base")
+    run("prepare.py", cwd=folder)
+    run("estimate_value.py", "--max_prompts=256", cwd=folder)
     return folder
 
 

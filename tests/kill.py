@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from conftest import command, metrics_of, run, what_counts
+from conftest import command, environment, metrics_of, run, what_counts
 
 SMALL = ("--batch_size=32", "--mini_batch_size=16", "--eval_prompts=16", "--eval_every=2",
          "--save_every=2")
@@ -30,7 +30,7 @@ def torchrun(script, *args, processes=2, cwd):
     """Start a stage under torchrun, in a session of its own, with its output in one pipe."""
     return subprocess.Popen(command(script, *args, processes=processes), cwd=cwd, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            start_new_session=True)
+                            start_new_session=True, env=environment(args))
 
 
 def ranks(launcher):
