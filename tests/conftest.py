@@ -41,8 +41,8 @@ def command(script, *args, processes=0):
 
 
 def environment(args):
-    """Variables of a stage. At the first log-probabilities vLLM compiles a function that ranks them,
-    which takes 3 s: not here, unless the stage itself is to compile."""
+    """Variables of a stage. For the first log-probabilities vLLM compiles a function that ranks
+    them, which takes 3 s: not here, unless the stage itself is to compile."""
     return {**os.environ, "TORCHDYNAMO_DISABLE": str(int("--compile=True" not in args))}
 
 
