@@ -6,19 +6,25 @@ each on two tasks that need no GPU. docs/claims.md says what follows from it.
     python bench/claims.py --seeds=0    # only tables and picture, from bench/claims.jsonl
 
 Every finished run is a line of bench/claims.jsonl and is not repeated; an interrupted one continues
-from its checkpoint. Nothing else should run on the machine meanwhile. The accountings:
+from its checkpoint. Two run at a time, each on a core of its own, and nothing else should run on
+the machine meanwhile. The accountings:
 
 equal generations   256 responses per step, whatever the number of prompts
 equal prompts       32 prompts per step, whatever the number of responses
 
 GRPO, with 32 prompts and 8 responses to each, is the same run in both. All algorithms have the
-same learning rate, number of steps, updates per step, temperature and held-out prompts.
+same learning rate, number of steps, updates per step, temperature and held-out prompts. Half and
+double the learning rate are tried with one task, one accounting and one seed.
 """
+import os
+import queue
 import re
+import runpy
 import shutil
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +42,7 @@ import numpy as np  # noqa: E402
 
 seeds = 5
 tasks = "arithmetic,facts"
+jobs = 2  # runs at a time
 # --------------------------------------------------------------------------------------------------
 
 RESULTS, PICTURE = REPO / "bench/claims.jsonl", REPO / "assets/claims.png"
@@ -56,24 +63,33 @@ ALGORITHMS = {
 # By accounting: which algorithms run, and how many prompts per step with so many responses each.
 ACCOUNTINGS = {"equal generations": (list(ALGORITHMS), lambda n: 256 // n),
                "equal prompts": (list(ALGORITHMS)[:4], lambda n: 32)}
+RATES = (0.5, 2)  # factors of the learning rate that are tried besides
 SHARED = {"free": 0, "shared by 10 runs": 1 / 10, "by 3": 1 / 3, "charged": 1}  # stage 1
+CASE = ("task", "accounting", "algorithm", "seed", "rate")  # what a line of the results is about
 
 
 # ---- runs ----------------------------------------------------------------------------------------
 
+free_cores = queue.SimpleQueue()
+
+
 def start(script, *arguments, log):
-    """Run a script of the repository, as a user does; its output goes to the file `log`."""
+    """Run a script of the repository on one core; its output goes to the file `log`."""
     target = [script] if script.endswith(".py") else ["-m", script]
     log.parent.mkdir(parents=True, exist_ok=True)
+    core = free_cores.get()
     with open(log, "w") as f:
-        done = subprocess.run([sys.executable, *target, *map(str, arguments)], cwd=REPO, stdout=f,
-                              stderr=subprocess.STDOUT)
+        done = subprocess.run(["taskset", "--cpu-list", core, sys.executable, *target,
+                               *map(str, arguments)], cwd=REPO, stdout=f, stderr=subprocess.STDOUT,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+    free_cores.put(core)
     if done.returncode:
-        sys.exit(f"error: {script} failed; see {log}")
+        raise RuntimeError(f"{script} failed; see {log}")
 
 
 def stage_1(task, seed):
-    """The folder with values.pt of this seed, and what it took."""
+    """Estimate the values with this seed, if they are not there. Returns the folder with values.pt,
+    and what they took."""
     folder = REPO / f"out/claims/{task}/stage-1/{seed}"
     log = folder / "log.txt"
     if not (folder / "values.pt").exists():
@@ -84,12 +100,31 @@ def stage_1(task, seed):
                     "generations": 8 * rows}
 
 
-def train(task, accounting, algorithm, seed):
+def cases():
+    """Task, accounting, algorithm, seed and factor of the learning rate of every run."""
+    for seed in range(seeds):
+        for task in tasks.split(","):
+            for accounting, (algorithms, _) in ACCOUNTINGS.items():
+                for algorithm in algorithms:
+                    if (accounting, algorithm) != ("equal prompts", "GRPO"):
+                        yield task, accounting, algorithm, seed, 1
+    if seeds and "facts" in tasks:
+        for rate in RATES:
+            for algorithm in list(ALGORITHMS)[:4]:
+                yield "facts", "equal generations", algorithm, 0, rate
+
+
+def train(task, accounting, algorithm, seed, rate):
     """One run; returns its line of claims.jsonl."""
     script, constants, n = ALGORITHMS[algorithm]
     prompts = ACCOUNTINGS[accounting][1](n)
     name = re.sub(r"\W+", "_", algorithm.lower())
     folder = REPO / f"out/claims/{task}/{accounting.replace(' ', '_')}/{name}/{seed}"
+    if rate != 1:
+        folder = folder.with_name(f"{seed}_rate_{rate}")
+        preset = runpy.run_path(str(REPO / PRESETS[task][0]))
+        constants = [*constants, *(f"--{name}={rate * preset[name]}" for name in (
+            ("lr", "critic_lr") if algorithm == "PPO" else ("lr",)))]
     folder.mkdir(parents=True, exist_ok=True)
     first = None
     if script == "train_apo.py":
@@ -106,7 +141,7 @@ def train(task, accounting, algorithm, seed):
 
     phases = ("generate", "reference", "grade", "train", "sync", "step")
     return {
-        "task": task, "accounting": accounting, "algorithm": algorithm, "seed": seed,
+        "task": task, "accounting": accounting, "algorithm": algorithm, "seed": seed, "rate": rate,
         "prompts_per_step": prompts, "responses_per_prompt": n, "steps": steps,
         "greedy": [metrics[0]["accuracy_start"], *(m["accuracy"] for m in evaluated)],
         "sampled": [metrics[0]["accuracy_start_sampled"],
@@ -121,20 +156,23 @@ def train(task, accounting, algorithm, seed):
 
 
 def run_missing(results):
-    done = {tuple(r[key] for key in ("task", "accounting", "algorithm", "seed")) for r in results}
+    done = {tuple(r[key] for key in CASE) for r in results}
+    missing = [case for case in cases() if case not in done]
+    for core in sorted(os.sched_getaffinity(0))[:jobs]:
+        free_cores.put(str(core))
     for task in tasks.split(","):
-        if seeds and not (REPO / f"data/{task}/model/config.json").exists():
+        if missing and not (REPO / f"data/{task}/model/config.json").exists():
             start("prepare.py", *PREPARE[task], log=REPO / f"out/claims/{task}/prepare.txt")
-    for seed in range(seeds):
-        for task in tasks.split(","):
-            for accounting, (algorithms, _) in ACCOUNTINGS.items():
-                for algorithm in algorithms:
-                    key = (task, accounting, algorithm, seed)
-                    if key in done or (algorithm == "GRPO" and accounting == "equal prompts"):
-                        continue
-                    print(*key, flush=True)
-                    results.append(train(*key))
-                    write_jsonl(RESULTS, results)
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for first in [pool.submit(stage_1, *of) for of in sorted({(c[0], c[3]) for c in missing})]:
+            first.result()
+        for run in as_completed([pool.submit(train, *case) for case in missing]):
+            results.append(run.result())
+            write_jsonl(RESULTS, results)
+            print(*(results[-1][key] for key in CASE), flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ---- tables and picture --------------------------------------------------------------------------
@@ -204,6 +242,19 @@ def time_table(runs, level):
     return as_markdown(lines)
 
 
+def rates_table(results):
+    """The accuracy at the end with other learning rates."""
+    rates = sorted((*RATES, 1))
+    lines = [["sampled accuracy, %", *(f"{rate:g} x the learning rate" for rate in rates)]]
+    for algorithm in list(ALGORITHMS)[:4]:
+        its = {r["rate"]: r for r in results
+               if (r["task"], r["algorithm"], r["seed"]) == ("facts", algorithm, 0)
+               and (r["accounting"] == "equal generations")}
+        lines.append([algorithm, *(f"{100 * its[rate]['sampled'][-1]:.1f}" if rate in its else ""
+                                   for rate in rates)])
+    return as_markdown(lines)
+
+
 def draw(by_case):
     """Accuracy against seconds: a row per task, a column per accounting."""
     names = list(dict.fromkeys(task for task, _ in by_case))
@@ -236,7 +287,8 @@ def show(results):
         for accounting, (algorithms, _) in ACCOUNTINGS.items():
             runs = {}
             for algorithm in algorithms:
-                its = [r for r in results if (r["task"], r["algorithm"]) == (task, algorithm)
+                its = [r for r in results
+                       if (r["task"], r["algorithm"], r["rate"]) == (task, algorithm, 1)
                        and (r["accounting"] == accounting or algorithm == "GRPO")]
                 if its:
                     runs[algorithm] = its
@@ -247,6 +299,7 @@ def show(results):
         print(f"\n### {task}, {accounting}\n\nMedian of {count} seeds, and in brackets smallest "
               f"and largest. The phases are medians.\n\n{results_table(runs)}")
         print(f"To {LEVEL[task]:.0%} sampled accuracy:\n\n{time_table(runs, LEVEL[task])}")
+    print(f"\n### facts, equal generations, first seed\n\n{rates_table(results)}")
     draw(by_case)
     print(f"wrote {PICTURE.relative_to(REPO)}")
 

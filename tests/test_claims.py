@@ -18,7 +18,7 @@ def claims(monkeypatch):
 def one_run(algorithm, seed, sampled, stage_1=None):
     n = len(sampled)
     return {"task": "facts", "accounting": "equal generations", "algorithm": algorithm,
-            "seed": seed, "prompts_per_step": 10, "responses_per_prompt": 2,
+            "seed": seed, "rate": 1, "prompts_per_step": 10, "responses_per_prompt": 2,
             "steps": [4 * k for k in range(n)], "greedy": sampled, "sampled": sampled,
             "tokens": [100 * k for k in range(n)], "seconds": [8.0 * k for k in range(n)],
             "kl": 0.01, "memory_gb": 0.5, "stage_1": stage_1, "seconds_of_step": dict.fromkeys(
@@ -50,9 +50,10 @@ def test_tables_and_picture(claims, tmp_path, monkeypatch, capsys):
     by_name = {}
     for row in cells:
         by_name.setdefault(row[0], []).append(row[1:])
-    results, times = by_name["A*-PO"]
+    results, times, rates = by_name["A*-PO"]
     assert results[:3] == ["10 x 2", "80.0 (60.0 to 90.0)", "80.0 (60.0 to 90.0)"]
     assert times[0] == "2 of 3" and times[2] == "50 (40 to 60)" and times[3] == "130 (120 to 140)"
     # in GRPO's table of equal prompts there is no other algorithm yet
-    assert len(by_name["GRPO"]) == 4 and by_name["GRPO"][1][:3] == ["0 of 1", "", ""]
+    assert rates == ["", "80.0", ""]
+    assert len(by_name["GRPO"]) == 5 and by_name["GRPO"][1][:3] == ["0 of 1", "", ""]
     assert (tmp_path / "claims.png").stat().st_size > 10_000

@@ -52,14 +52,13 @@ def nothing_left(*pids):
 # ---- equal numbers -------------------------------------------------------------------------------
 
 def test_layouts_agree(whole, workdir):
-    """One process; two; two that share an engine and offload all they can; two nodes of one process
-    with a replica each; a checkpoint of two continued by one: the same samples, and losses within
+    """One process; two that share an engine and offload all they can; two nodes of one process with
+    a replica each; a checkpoint of two continued by one: the same samples, and losses within
     rounding, over six steps."""
     small = (*SMALL, "--max_steps=6")
-    for name, extra in (("two", ()), ("tp", ("--tp=2", "--offload_optimizer=True",
-                                             "--offload_reference=True"))):
-        new_out(workdir, name)
-        run("train_apo.py", *small, f"--out=out/{name}", *extra, cwd=workdir, processes=2)
+    new_out(workdir, "tp")
+    run("train_apo.py", *small, "--out=out/tp", "--tp=2", "--offload_optimizer=True",
+        "--offload_reference=True", cwd=workdir, processes=2)
     new_out(workdir, "nodes")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -72,12 +71,12 @@ def test_layouts_agree(whole, workdir):
         for n in (0, 1)]
     for node in nodes:
         finished(node)
-    shutil.copytree("out/two", "out/fewer")
+    shutil.copytree("out/tp", "out/fewer")
     shutil.rmtree("out/fewer/ckpt/step-000006")
     shutil.rmtree("out/fewer/model")
     done = run("train_apo.py", *small, "--out=out/fewer", cwd=workdir)
     assert "continuing from out/fewer/ckpt/step-000004" in done.stdout
-    for name in ("two", "tp", "nodes", "fewer"):
+    for name in ("tp", "nodes", "fewer"):
         for a, b in zip(metrics_of(whole), metrics_of(f"out/{name}"), strict=True):
             assert a["tokens"] == b["tokens"] and set(a) == set(b)
             for key in set(a).intersection(ROUNDED):
@@ -124,21 +123,12 @@ def test_stage_1_and_evaluation_on_two_processes(base, workdir):
 
 @pytest.mark.parametrize("baseline, size", [("grpo", 8), ("rebel", 16), ("ppo", 32)])
 def test_baselines_on_two_processes(baseline, size, workdir):
-    """Killed, they continue from a checkpoint, and two processes give the losses of one."""
+    """They give the losses of one process, each with an engine of its own."""
     small = (f"--batch_size={size}", f"--mini_batch_size={size // 2}", "--eval_prompts=16",
-             "--eval_every=2", "--save_every=2", "--max_steps=4")
-    script = f"baselines.{baseline}"
-    run(script, *small, cwd=workdir)
-    two = torchrun(script, *small, "--out=out/two", cwd=workdir)
-    while len(steps_of(workdir / "out/two")) < 3 and two.poll() is None:
-        time.sleep(0.01)
-    os.kill(two.pid, signal.SIGKILL)
-    output_of(two)
-    wait_for_ranks(ranks(two).values())
-    output = finished(torchrun(script, *small, "--out=out/two", cwd=workdir))
-    assert "continuing from out/two/ckpt/step-00000" in output
-    for a, b in zip(metrics_of(f"out/arithmetic_{baseline}"), metrics_of("out/two"),
-                    strict=True):
+             "--eval_every=2", "--max_steps=4")
+    run(f"baselines.{baseline}", *small, cwd=workdir)
+    run(f"baselines.{baseline}", *small, "--out=out/two", cwd=workdir, processes=2)
+    for a, b in zip(metrics_of(f"out/arithmetic_{baseline}"), metrics_of("out/two"), strict=True):
         assert a["tokens"] == b["tokens"]
         for key in set(a).intersection(ROUNDED):
             assert a[key] == pytest.approx(b[key], rel=2e-4, abs=2e-5), (a["step"], key)
@@ -148,7 +138,7 @@ def test_baselines_on_two_processes(baseline, size, workdir):
 
 def test_killed_at_random_moments(workdir):
     """`python tests/kill.py` does the same with 20 kills."""
-    assert kill_and_compare(workdir, kills=3, seed=1, steps=16) >= 2
+    assert kill_and_compare(workdir, kills=2, seed=1, steps=10) == 2
 
 
 def test_sigterm_saves_the_step(whole, workdir):
@@ -172,7 +162,7 @@ def test_sigterm_saves_the_step(whole, workdir):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
 def test_full_disk(whole, workdir):
     """One line that says so; what was saved before is intact, and with more room the run continues
-    to the same metrics. Also in stage 1."""
+    to the same metrics. Stage 1 says it, too."""
     out = new_out(workdir, "small")
     size = sum(p.stat().st_size for p in (whole / "ckpt/step-000006").iterdir())
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(1.6 * size)}", "none",
@@ -196,16 +186,12 @@ def test_full_disk(whole, workdir):
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         subprocess.run(["mount", "-o", "remount,size=100k", out], check=True)
-        stage_1 = ("--max_prompts=256", "--out=out/small")
-        done = run("estimate_value.py", *stage_1, cwd=workdir, check=False)
+        done = run("estimate_value.py", "--max_prompts=256", "--out=out/small", cwd=workdir,
+                   check=False)
         assert done.returncode == 1 and "Traceback" not in done.stdout
         line = done.stdout.strip().splitlines()[-1]
         assert line.startswith("error: sampling: no space left on the disk")
         assert line.endswith("make room and run the same command again to continue")
-        subprocess.run(["mount", "-o", "remount,size=60m", out], check=True)
-        run("estimate_value.py", *stage_1, cwd=workdir)
-        assert torch.equal(load_values(out / "values.pt")["rewards"],
-                           load_values(whole / "values.pt")["rewards"])
     finally:
         subprocess.run(["umount", out], check=True)
 
@@ -270,23 +256,19 @@ def job(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("what, processes, seconds, said", [
-    ("nothing", 1, 20, "well done"), ("nothing", 2, 20, "well done"),
-    ("foreseen", 1, 20, "error: all ranks find this"),
-    ("foreseen", 2, 20, "error: all ranks find this"),
-    ("raise", 1, 20, "KeyError: 'no such token'"), ("raise", 2, 20, "rank      : 1"),
-    ("allocate", 1, 20, "error: the work: out of host memory, 1125899906842624 bytes more"),
-    ("allocate", 2, 20, "error: rank 1, the work: out of host memory, 1125899906842624 bytes"),
-    ("SIGKILL", 2, 40, "Signal 9 (SIGKILL)"),
-    ("loop", 1, 46, "in main"), ("loop", 2, 46, "Timed out waiting 6000ms"),
-    ("SIGSTOP", 2, 46, "Timed out waiting 6000ms"),
+@pytest.mark.parametrize("what, processes, said", [
+    ("nothing", 0, "well done"), ("nothing", 2, "well done"),
+    ("foreseen", 0, "error: all ranks find this"), ("foreseen", 2, "error: all ranks find this"),
+    ("raise", 0, "KeyError: 'no such token'"), ("raise", 2, "rank      : 1"),
+    ("allocate", 0, "error: the work: out of host memory, 1125899906842624 bytes more"),
+    ("allocate", 2, "error: rank 1, the work: out of host memory, 1125899906842624 bytes"),
 ])
-def test_how_a_job_ends(what, processes, seconds, said, job, tmp_path):
-    """One line for what can be foreseen, torchrun's report with the rank for the rest, all within
-    the timeout (here 6 s) and 40 s; no process is left."""
+def test_how_a_job_ends(what, processes, said, job, tmp_path):
+    """At once, with one line for what can be foreseen, and torchrun's report with the rank for the
+    rest; no process is left."""
     begin = time.time()
-    done = run(job, what, cwd=tmp_path, check=False, processes=processes if processes > 1 else 0)
-    assert time.time() - begin < seconds + 15  # to start takes a while
+    done = run(job, what, cwd=tmp_path, check=False, processes=processes)
+    assert time.time() - begin < 35  # to start takes a while
     assert (done.returncode == 0) == (what == "nothing")
     assert said in done.stdout
     if said.startswith("error"):
@@ -295,8 +277,20 @@ def test_how_a_job_ends(what, processes, seconds, said, job, tmp_path):
     if what == "raise" and processes == 2:
         cause = done.stdout[done.stdout.index("Root Cause"):]
         assert "rank      : 1" in cause and "KeyError: 'no such token'" in cause
-    left = subprocess.run(["pgrep", "-f", job], capture_output=True, text=True).stdout
-    assert not left
+    assert not subprocess.run(["pgrep", "-f", job], capture_output=True, text=True).stdout
+
+
+def test_how_a_job_that_waits_ends(job, tmp_path):
+    """For a rank that was killed, that is stopped, or that does something else: within the timeout
+    (here 6 s) and the 40 s that torchrun takes. The four jobs wait at the same time."""
+    begin = time.time()
+    said = {("SIGKILL", 2): "Signal 9 (SIGKILL)", ("SIGSTOP", 2): "Timed out waiting 6000ms",
+            ("loop", 0): "in main", ("loop", 2): "Timed out waiting 6000ms"}
+    launchers = [torchrun(job, what, processes=n, cwd=tmp_path) for what, n in said]
+    for launcher, line in zip(launchers, said.values(), strict=True):
+        assert line in output_of(launcher) and launcher.returncode != 0
+    assert time.time() - begin < 75  # to start takes a while
+    assert not subprocess.run(["pgrep", "-f", job], capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("processes, number", [

@@ -87,7 +87,8 @@ def test_links():
 @pytest.mark.slow
 @needs_real_data
 def test_scripts_of_gsm8k_and_math(tmp_path):
-    """From prompts to the report, with a model that knows nothing, and on one process."""
+    """From prompts to the report, with a model that knows nothing, in bfloat16, both at the same
+    time on one process each."""
     if not (REPO / ".venv").is_dir():
         pytest.skip("no .venv, which the scripts use")
     for name in ("lib", "config", "runs", "baselines"):
@@ -100,16 +101,18 @@ def test_scripts_of_gsm8k_and_math(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "tiny")
     (tmp_path / "small.py").write_text(
         f"source = {str(REAL_DATA)!r}\nmax_prompts = 8\nmax_response_tokens = 8\n"
-        "dtype = 'float32'\nmax_steps = 1\nbatch_size = 4\nmini_batch_size = 4\n"
-        "eval_prompts = 4\ncompile = False\n")
-    for task, measured in (("gsm8k", ["gsm8k"]),
-                           ("math", ["math500", "minerva_math", "olympiadbench", "amc23"])):
-        done = subprocess.run(["bash", f"runs/{task}.sh", "small.py"], cwd=tmp_path, text=True,
-                              capture_output=True, env={**os.environ, "GPUS": "1", "MODEL": "tiny"})
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        "max_steps = 1\nbatch_size = 4\nmini_batch_size = 4\neval_prompts = 4\n"
+        "compile = False\ncheckpoint_activations = True\n")
+    tasks = {"gsm8k": ["gsm8k"], "math": ["math500", "minerva_math", "olympiadbench", "amc23"]}
+    scripts = [subprocess.Popen(["bash", f"runs/{task}.sh", "small.py"], cwd=tmp_path, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                env={**os.environ, "GPUS": "1", "MODEL": "tiny"}) for task in tasks]
+    for script, (task, measured) in zip(scripts, tasks.items(), strict=True):
+        output = script.communicate()[0]
+        assert script.returncode == 0, output[-4000:]
         out = tmp_path / f"out/{task}-tiny"
         assert list(json.loads((out / "model/eval.json").read_text())) == measured
-        assert f"wrote out/{task}-tiny/report.md" in done.stdout
+        assert f"wrote out/{task}-tiny/report.md" in output
         assert "Five held-out prompts" in (out / "report.md").read_text()
     results = json.loads((out / "model/eval.json").read_text())["math500"]
     assert results["avg@32, paper's grader"]["value"] == 0 and results["graders_differ"] == 0

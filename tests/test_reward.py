@@ -367,10 +367,10 @@ def test_pairs_built_from_real_answers():
 @pytest.mark.slow
 @needs_real_data
 def test_against_math_verify():
-    """In no kind of answer are fewer right than by Math-Verify: of every tenth pair, for it is
+    """In no kind of answer are fewer right than by Math-Verify: of every 20th pair, for it is
     slow. bench/grader.py compares all."""
     right = defaultdict(int)
-    for name, prediction, answer, equal in pairs.pairs(REAL_DATA)[::10]:
+    for name, prediction, answer, equal in pairs.pairs(REAL_DATA)[::20]:
         right[name] += is_equivalent(prediction, answer) == equal
         right[name] -= pairs.math_verify(prediction, answer) == equal
     assert len(right) > 5 and min(right.values()) >= 0 and sum(right.values()) > 0
@@ -583,7 +583,7 @@ PIECES = [*r"""\frac { } ( ) [ ] ^ _ \sqrt 1 23 0 x y n \pi e i + - * / , = < \l
 @pytest.mark.slow
 @needs_real_data
 def test_fuzz():
-    """200,000 comparisons of answers made of pieces or changed at random: nothing is raised, the
+    """100,000 comparisons of answers made of pieces or changed at random: nothing is raised, the
     order doesn't matter, and memory doesn't grow."""
     import resource
     answers, rng = pairs.reference_answers(REAL_DATA), random.Random(0)
@@ -599,11 +599,11 @@ def test_fuzz():
     def made_of_pieces():
         return "".join(rng.choices(PIECES, k=rng.randint(1, 14)))
 
-    for i in range(100_000):
+    for i in range(50_000):
         a = mutated() if rng.random() < 0.6 else made_of_pieces()
         b = rng.choice((a, mutated(), rng.choice(answers)))
         assert is_equivalent(a, b) is is_equivalent(b, a), (a, b)
-        if i == 20_000:
+        if i == 10_000:
             start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < start + 50_000  # KiB
 

@@ -216,14 +216,6 @@ def test_training_learns_arithmetic(workdir):
 
 
 @pytest.mark.slow
-def test_grpo_learns_arithmetic(workdir):
-    run("baselines.grpo", "--max_steps=8", cwd=workdir)
-    metrics = metrics_of("out/arithmetic_grpo")
-    assert metrics[0]["accuracy_start_sampled"] < 0.5 and metrics[-1]["accuracy_sampled"] > 0.7
-    assert max(m["logp_diff_max"] for m in metrics) < 1e-4
-
-
-@pytest.mark.slow
 def test_what_a_run_may_change_and_what_it_may_not(workdir):
     """Other micro-batches, compiled layers and recomputed activations change rounding only. A
     finished run says so; with another learning rate or other values its folder is refused, by the
@@ -277,22 +269,6 @@ def test_a_number_of_processes_that_does_not_fit(workdir):
                 check=False)
     line = "error: --mini_batch_size=8 is not a multiple of the 3 processes"
     assert three.returncode != 0 and three.stdout.count(line) == 1
-
-
-@pytest.mark.slow
-@needs_real_data
-def test_math_runs_through(base, tmp_path):
-    """Every stage on real data with the tiny model, in bfloat16; its accuracy is about 0."""
-    shared = (f"--model={base / 'data/arithmetic/model'}", "--task=math", "--out=out/x")
-    run("prepare.py", "--task=math", f"--source={REAL_DATA / 'math'}", cwd=tmp_path)
-    run("estimate_value.py", *shared, "--samples_per_prompt=2", "--max_prompts=16", cwd=tmp_path)
-    run("train_apo.py", *shared, "--max_steps=1", "--batch_size=8", "--mini_batch_size=4",
-        "--eval_prompts=8", "--dtype=bfloat16", "--checkpoint_activations=True",
-        "--entropy_coef=1e-3", cwd=tmp_path)
-    run("evaluate.py", "--model=out/x/model", "--task=math", "--samples_per_prompt=2",
-        "--max_prompts=8", cwd=tmp_path)
-    results = json.loads((tmp_path / "out/x/model/eval.json").read_text())
-    assert results["math"]["prompts"] == 8
 
 
 # ---- stage 1 continues ---------------------------------------------------------------------------
@@ -350,10 +326,9 @@ def test_an_evaluation_continues_and_adds_what_is_missing(workdir):
     assert "arithmetic, samples, engine 1 of 1" in text and "800/800" in text
     fewer, text = evaluated("--max_prompts=100", "--kl_to=data/arithmetic/model")
     assert "engine" not in text and fewer["kl_per_token"] == 0 and fewer["prompts"] == 100
-    again, text = evaluated("--max_prompts=200")
-    assert again == whole and "engine" not in text  # though the call before asked for fewer
     more, text = evaluated("--max_prompts=200", "--samples_per_prompt=5")
     assert "200/200" in text and "greedy, engine" not in text and more["avg@5"]
+    assert more["greedy"] == whole["greedy"]  # though the call before asked for fewer
     records = results.parent / "eval-arithmetic.jsonl"
     shutil.rmtree(results.parent / "responses")
     process = subprocess.Popen(command("evaluate.py", *options),
@@ -433,7 +408,6 @@ def test_missing_files(workdir, monkeypatch):
 
 
 def test_the_hub_out_of_reach(workdir, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "the hub did not give it" in error(estimate_value, monkeypatch,
                                               model="Qwen/no-such-model")
 

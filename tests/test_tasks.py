@@ -180,26 +180,36 @@ def test_a_task_file_is_part_of_the_fingerprint(tmp_path):
     assert reward.fingerprint([{"task": "gsm8k"}]) != built_in  # another of our rewards
 
 
+FAILS_IN_STEP_2 = """
+import json
+from pathlib import Path
+
+def rows(split):
+    lines = Path(f"data/arithmetic/{split}.jsonl").read_text().splitlines()
+    return [{key: json.loads(line)[key] for key in ("prompt", "answer")} for line in lines]
+
+def reward(response, answer, finished):
+    metrics = Path("out/mine/metrics.jsonl")
+    if metrics.exists() and metrics.read_text().count("\\n") == 2:
+        raise RuntimeError("on purpose")
+    return response.endswith(f"#### {answer}")
+"""
+
+
 @pytest.mark.slow
-def test_a_reward_that_fails_during_training_loses_nothing(tmp_path, monkeypatch):
+def test_a_reward_that_fails_during_training_loses_nothing(workdir):
     """One line, and a checkpoint of the steps before."""
-    monkeypatch.chdir(tmp_path)
-    text = (REPO / "examples/countdown.py").read_text()
-    failing = ("    from pathlib import Path\n"
-               "    metrics = Path('out/mine/metrics.jsonl')\n"
-               "    if metrics.exists() and metrics.read_text().count('\\n') == 2:\n"
-               "        raise RuntimeError('on purpose')\n    found = re.")
-    assert text.count("    found = re.") == 1
-    (tmp_path / "mine.py").write_text(text.replace("    found = re.", failing))
-    model = ("--model=data/mine/model", "--max_response_tokens=128")
-    run("prepare.py", "--task=mine.py", "--base_steps=30", cwd=tmp_path)
-    run("estimate_value.py", "--task=mine.py", *model, "--max_prompts=128", cwd=tmp_path)
-    failed = run("train_apo.py", "--task=mine.py", *model, *SMALL, cwd=tmp_path, check=False)
+    (workdir / "mine.py").write_text(FAILS_IN_STEP_2)
+    mine = ("--task=mine.py", "--model=data/arithmetic/model")
+    run("prepare.py", "--task=mine.py", cwd=workdir)
+    run("estimate_value.py", *mine, "--max_prompts=128", cwd=workdir)
+    assert 0.2 < load_values("out/mine/values.pt")["rewards"].mean() < 0.5
+    failed = run("train_apo.py", *mine, *SMALL, cwd=workdir, check=False)
     assert failed.returncode == 1 and "Traceback" not in failed.stdout
     assert "error: step 2: the reward of task mine.py raised RuntimeError: on purpose" in (
         failed.stdout)
     assert [m["step"] for m in metrics_of("out/mine")] == [0, 1]
-    assert (tmp_path / "out/mine/ckpt/step-000002").is_dir()
+    assert (workdir / "out/mine/ckpt/step-000002").is_dir()
 
 
 # ---- rows of one's own ---------------------------------------------------------------------------
@@ -280,7 +290,6 @@ def test_published_samples(published, workdir, keep_rewards, beta1):
 
 
 def test_published_samples_that_do_not_fit(published, workdir, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets.Dataset.from_list([{"prompt": "x", "response_0": "y"}]).to_parquet("columns.parquet")
     (workdir / "broken.parquet").write_bytes(b"PAR1")
     for source, message in (
@@ -307,9 +316,8 @@ def test_published_samples_at_the_limit(published):
     assert {s["finished"] for s in samples.values()} == {True, False}
 
 
-def test_the_responses_are_uploaded_or_not(workdir, monkeypatch):
+def test_the_responses_are_uploaded_or_not(workdir):
     """Without a hub: one line, after the files are written."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = run("estimate_value.py", "--push_to_hub=some/data", "--max_prompts=256", cwd=workdir)
     assert "warning: the hub did not take some/data (" in done.stdout
     assert done.stdout.index("wrote out/arithmetic") < done.stdout.index("warning: the hub")
