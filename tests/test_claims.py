@@ -50,10 +50,11 @@ def test_tables_and_picture(claims, tmp_path, monkeypatch, capsys):
     by_name = {}
     for row in cells:
         by_name.setdefault(row[0], []).append(row[1:])
-    results, times, rates = by_name["A*-PO"]
+    accuracy, _, _, results, times, rates = by_name["A*-PO"]
+    assert accuracy == ["80.0 (60.0 to 90.0)", ""]
     assert results[:3] == ["10 x 2", "80.0 (60.0 to 90.0)", "80.0 (60.0 to 90.0)"]
     assert times[0] == "2 of 3" and times[2] == "50 (40 to 60)" and times[3] == "130 (120 to 140)"
     # in GRPO's table of equal prompts there is no other algorithm yet
     assert rates == ["", "80.0", ""]
-    assert len(by_name["GRPO"]) == 5 and by_name["GRPO"][1][:3] == ["0 of 1", "", ""]
+    assert len(by_name["GRPO"]) == 8 and by_name["GRPO"][4][:3] == ["0 of 1", "", ""]
     assert (tmp_path / "claims.png").stat().st_size > 10_000
