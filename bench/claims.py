@@ -1,7 +1,7 @@
 """A*-PO against PPO, GRPO and REBEL, and against itself with other baselines than V*: five seeds of
 each on two tasks that need no GPU. docs/claims.md says what follows from it.
 
-    python bench/claims.py              # two and a half hours on two cores
+    python bench/claims.py              # 112 minutes on two cores
     python bench/claims.py --seeds=1 --tasks=facts
     python bench/claims.py --seeds=0    # only tables and picture, from bench/claims.jsonl
 
@@ -86,7 +86,7 @@ def start(script, *arguments, log):
                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     free_cores.put(core)
     if done.returncode:
-        raise RuntimeError(f"{script} failed; see {log}")
+        sys.exit(f"error: {script} failed; see {log}")
 
 
 def stage_1(task, seed):
@@ -255,13 +255,13 @@ def time_table(runs, level):
 
 
 def rates_table(results):
-    """The accuracy at the end with other learning rates."""
+    """The accuracy at the end of facts with other learning rates, first seed."""
     rates = sorted((*RATES, 1))
     lines = [["sampled accuracy, %", *(f"{rate:g} x the learning rate" for rate in rates)]]
     for algorithm in list(ALGORITHMS)[:4]:
         its = {r["rate"]: r for r in results
-               if (r["task"], r["algorithm"], r["seed"]) == ("facts", algorithm, 0)
-               and (r["accounting"] == "equal generations")}
+               if (r["task"], r["accounting"], r["algorithm"], r["seed"])
+               == ("facts", "equal generations", algorithm, 0)}
         lines.append([algorithm, *(f"{100 * its[rate]['sampled'][-1]:.1f}" if rate in its else ""
                                    for rate in rates)])
     return as_markdown(lines)
