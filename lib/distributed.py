@@ -4,10 +4,10 @@
     python train_apo.py                               # one process
 
 torchrun's agent notices when a rank ends with an error, ends the other ranks (SIGTERM, and SIGKILL
-after 30 seconds, its --shutdown-timeout) and reports the first failure. The timeout of the process
-group ends ranks that wait for one that hangs. Added here: one line instead of a traceback for what
-can be foreseen, a stop flag on which all ranks agree, and, for what torchrun can't see, a signal
-from the operating system and a timer of Python's (both in `run_stage`).
+30 seconds later) and reports the first failure. The timeout of the process group ends ranks that
+wait for one that hangs. Added here: one line instead of a traceback for what can be foreseen, a
+stop flag on which all ranks agree, and, for what torchrun can't see, a signal from the operating
+system and a timer of Python's (both in `run_stage`).
 """
 import errno
 import faulthandler

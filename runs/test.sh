@@ -1,5 +1,18 @@
 #!/usr/bin/env bash
 # Style, then the tests. Arguments go to pytest: bash runs/test.sh -m "not slow"
+#
+# Without arguments, and without a GPU, the tests of test_distributed.py come first, because they
+# start two processes themselves; the others then run two at a time, each with one thread.
 source "$(dirname "$0")/setup.sh"
 ruff check .
-python -m pytest -q --durations=8 tests "$@"
+if [ $# -gt 0 ] || nvidia-smi -L >/dev/null 2>&1; then
+    exec python -m pytest -q --durations=8 tests "$@"
+fi
+TEST_BASE=$(mktemp -d)  # for the fixture `base`
+export TEST_BASE
+trap 'rm -r "$TEST_BASE"' EXIT
+status=0
+python -m pytest -q --durations=8 tests/test_distributed.py || status=1
+OMP_NUM_THREADS=1 python -m pytest -q --durations=8 -n 2 --dist loadfile tests \
+    --ignore=tests/test_distributed.py || status=1
+exit $status

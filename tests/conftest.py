@@ -7,6 +7,7 @@
 test_cuda.py needs a GPU; tests that are exact on the CPU alone skip where there is one.
 """
 import faulthandler
+import fcntl
 import json
 import os
 import shutil
@@ -100,10 +101,14 @@ def no_timer():
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts."""
-    folder = tmp_path_factory.mktemp("base")
-    run("prepare.py", cwd=folder)
-    run("estimate_value.py", "--max_prompts=256", cwd=folder)
+    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts: the one that
+    runs/test.sh names, so that it is made once for all of pytest's processes, or a new one."""
+    folder = Path(os.environ.get("TEST_BASE") or tmp_path_factory.mktemp("base"))
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "out/arithmetic/values.pt").exists():
+            run("prepare.py", cwd=folder)
+            run("estimate_value.py", "--max_prompts=256", cwd=folder)
     return folder
 
 

@@ -198,22 +198,6 @@ def test_full_disk(whole, workdir):
 
 # ---- how a job ends ------------------------------------------------------------------------------
 
-def test_a_rank_of_a_training_run_is_killed(workdir):
-    """With an engine that both ranks share: torchrun names the rank, and everything ends."""
-    out = new_out(workdir, "x")
-    launcher = torchrun("train_apo.py", *SMALL, "--max_steps=1000", "--eval_every=1000",
-                        "--out=out/x", "--tp=2", cwd=workdir)
-    while len(steps_of(out)) < 3 and launcher.poll() is None:
-        time.sleep(0.01)
-    pids, begin = ranks(launcher), time.time()
-    os.kill(pids[1], signal.SIGKILL)
-    output = output_of(launcher)
-    assert time.time() - begin < 40
-    cause = output[output.index("Root Cause"):]
-    assert "rank      : 1" in cause and "SIGKILL" in cause
-    nothing_left(*pids.values())
-
-
 JOB = """
     import os, signal, sys, time
 
@@ -280,17 +264,29 @@ def test_how_a_job_ends(what, processes, said, job, tmp_path):
     assert not subprocess.run(["pgrep", "-f", job], capture_output=True, text=True).stdout
 
 
-def test_how_a_job_that_waits_ends(job, tmp_path):
+def test_how_a_job_that_waits_ends(job, workdir):
     """For a rank that was killed, that is stopped, or that does something else: within the timeout
-    (here 6 s) and the 40 s that torchrun takes. The four jobs wait at the same time."""
-    begin = time.time()
+    (here 6 s) and the 40 s that torchrun takes. The four jobs wait at the same time, and so does a
+    training run whose ranks share an engine: torchrun names the one that was killed."""
+    out = new_out(workdir, "x")
+    training = torchrun("train_apo.py", *SMALL, "--max_steps=1000", "--eval_every=1000",
+                        "--out=out/x", "--tp=2", cwd=workdir)
+    while len(steps_of(out)) < 3 and training.poll() is None:
+        time.sleep(0.01)
+    pids, begin = ranks(training), time.time()
+    os.kill(pids[1], signal.SIGKILL)
     said = {("SIGKILL", 2): "Signal 9 (SIGKILL)", ("SIGSTOP", 2): "Timed out waiting 6000ms",
             ("loop", 0): "in main", ("loop", 2): "Timed out waiting 6000ms"}
-    launchers = [torchrun(job, what, processes=n, cwd=tmp_path) for what, n in said]
+    launchers = [torchrun(job, what, processes=n, cwd=workdir) for what, n in said]
+    output = output_of(training)
+    assert time.time() - begin < 40
+    cause = output[output.index("Root Cause"):]
+    assert "rank      : 1" in cause and "SIGKILL" in cause
     for launcher, line in zip(launchers, said.values(), strict=True):
         assert line in output_of(launcher) and launcher.returncode != 0
     assert time.time() - begin < 75  # to start takes a while
     assert not subprocess.run(["pgrep", "-f", job], capture_output=True, text=True).stdout
+    nothing_left(*pids.values())
 
 
 @pytest.mark.parametrize("processes, number", [
