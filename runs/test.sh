@@ -12,7 +12,8 @@ TEST_BASE=$(mktemp -d)  # for the fixture `base`
 export TEST_BASE
 trap 'rm -r "$TEST_BASE"' EXIT
 status=0
-python -m pytest -q --durations=8 tests/test_distributed.py || status=1
+python -m pytest -q --durations=8 tests/test_distributed.py || status=$?
+[ "$status" -le 1 ] || exit "$status"  # Ctrl-C
 OMP_NUM_THREADS=1 python -m pytest -q --durations=8 -n 2 --dist loadfile tests \
-    --ignore=tests/test_distributed.py || status=1
-exit $status
+    --ignore=tests/test_distributed.py || status=$?
+exit "$status"
