@@ -14,9 +14,9 @@ for name, value in (("TORCH_CPP_LOG_LEVEL", "ERROR"),        # no warnings about
                     ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
                     ("VLLM_CPU_KVCACHE_SPACE", "1")):        # GiB; used without a GPU
     os.environ.setdefault(name, value)
-# The imports of torch and vLLM make so many objects that Python's garbage collector runs 1,500
-# times by default: a seventh of the time until the first step. A training step leaves some hundred
-# objects to it, none of them a tensor.
+# While torch and vLLM are imported, Python's garbage collector would run 1,500 times, which is an
+# eighth of the time that a short run takes. It can run less often without using more memory: it has
+# a few hundred objects to free after a training step, and none of them is a tensor.
 gc.set_threshold(10_000, 50, 50)
 # On a CPU every operation allocates its result. By default the C library takes megabytes from the
 # kernel and gives them back each time; kept for the next one they save a tenth of a training step.

@@ -101,8 +101,8 @@ def no_timer():
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts: the one that
-    runs/test.sh names, so that it is made once for all of pytest's processes, or a new one."""
+    """A folder with the arithmetic data, its base model, and stage 1 of 256 prompts. runs/test.sh
+    names one in TEST_BASE: whichever pytest process needs it first fills it for all of them."""
     folder = Path(os.environ.get("TEST_BASE") or tmp_path_factory.mktemp("base"))
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
