@@ -8,10 +8,10 @@ Each prompt x gets N samples y_1 ... y_N from the reference model, and
 
     V*(x) = beta1 ln( 1/N sum_i exp(r(x, y_i) / beta1) )
 
-A prompt that is never solved has V* = 0: then one success later is a whole advantage of 1.
+A prompt that is never solved has V* = 0, so a correct response later has advantage 1.
 
 Writes <out>/values.pt for train_apo.py, and <out>/responses.jsonl to read. Interrupted at any
-moment, the same command continues; asked for more samples or prompts, it samples only what is
+moment, the same command continues. Asked for more samples or prompts, it samples only what is
 missing; after a change of beta1 or of the reward it only grades again. V* depends on the reference
 model alone, so one values.pt serves any number of runs of stage 2.
 
@@ -33,32 +33,29 @@ from lib.data import (
     sampling_seed,
     subset,
     task_name,
+    versions,
 )
-from lib.distributed import all_gather, rank, run_stage, set_phase
-from lib.environment import versions
+from lib.distributed import all_gather, rank, run_stage, set_activity
 from lib.files import atomic_file, write_jsonl
-from lib.published import push_responses, read_published
-from lib.samples import sample
-from lib.values import PARTS, read_samples
+from lib.samples import PARTS, push_responses, read_published, read_samples, sample
 from lib.weights import fingerprint
 from model import open_model
 
 import torch
 
 model = "data/arithmetic/model"  # reference model: a local folder, or a hub name
-task = "arithmetic"              # data/<task>, or a task file: examples/countdown.py
+task = "arithmetic"              # a file in tasks/, or a path: my_tasks/chess.py
 out = ""                         # the run's folder, shared with stage 2; empty: out/<task>
 samples_per_prompt = 8           # N
 responses_from = ""              # instead of sampling: a data set in the paper's columns
 keep_rewards = False             # with responses_from: take its rewards; False: grade again
 push_to_hub = ""                 # upload the responses in these columns, to name/of-data-set
-max_prompts = 0                  # use a random subset of so many prompts; 0: all
-max_prompt_tokens = 0            # longest prompt; 0: as long as the model's context allows
-drop_long_prompts = False        # leave longer prompts out instead of stopping with an error
+max_prompts = 0                  # use a random subset of this many prompts; 0: all
+max_prompt_tokens = 0            # leave longer prompts out; 0: the model's context is the limit
 chat_template = False            # wrap prompts in the model's template, for instruct models
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
-beta1 = 0.5                      # small: V* is near the largest reward; large, or 0: the mean
+beta1 = 0.5                      # small: near the largest reward; large or 0: the mean; < 0: V* = 0
 dtype = "float32"                # float32 or bfloat16
 seed = 0
 gpu_memory_utilization = 0.9     # share of the GPU's memory for vLLM
@@ -66,39 +63,42 @@ tp = 1                           # GPUs that share a vLLM engine, for models too
 timeout_minutes = 60.0           # end the job if a rank makes no progress for so long
 # --------------------------------------------------------------------------------------------------
 
+
 def optimal_value(rewards, beta1):
     """V* of each prompt: beta1 ln mean exp(r / beta1). rewards (P, N) -> (P,). Paper, stage 1.
 
-    beta1 = 0 is the mean of the rewards, as in the paper's code: the limit of an infinite beta1.
+    As in the paper's code, beta1 = 0 is the mean reward (the limit of an infinite beta1), and a
+    negative one is V* = 0.
     """
+    if beta1 < 0:
+        return torch.zeros(len(rewards))
     if beta1 == 0:
         return rewards.mean(dim=1)
     log_n = torch.log(torch.tensor(float(rewards.shape[1])))
     return beta1 * (torch.logsumexp(rewards / beta1, dim=1) - log_n)
 
 
-def finish(folder, rows, all_rows, samples, meta):
-    """Grade every sample there is, and write responses.jsonl; what was asked for is values.pt.
-
-    Returns (values, Graded). Raises OSError or ValueError with one line.
+def finish(args, folder, rows, all_rows, samples, meta):
+    """Grade every sample there is, and write all to responses.jsonl and what was asked for to
+    values.pt. Returns (values, Graded). Raises OSError or ValueError with one line.
     """
-    set_phase("grading")
-    answers = {row["id"]: row for row in all_rows}
+    set_activity("grading")
+    answers, n = {row["id"]: row for row in all_rows}, args.samples_per_prompt
     graded = reward.grade([answers[i] for i, _ in samples], [s["text"] for s in samples.values()],
                           [not s["finished"] for s in samples.values()])
     for s, r in zip(samples.values(), graded.rewards, strict=True):
-        s["reward"] = s["published"] if keep_rewards else r
-    lost = sum((row["id"], i) not in samples for row in rows for i in range(samples_per_prompt))
+        s["reward"] = s["published"] if args.keep_rewards else r
+    lost = sum((row["id"], i) not in samples for row in rows for i in range(n))
     if lost:
         sys.exit(f"error: {lost:,} responses are not in {folder}: it must be on a file system that "
                  "all machines share. The same command samples what is missing")
-    table = [[samples[row["id"], i] for i in range(samples_per_prompt)] for row in rows]   # P x N
+    table = [[samples[row["id"], i] for i in range(n)] for row in rows]                    # P x N
     rewards = torch.tensor([[s["reward"] for s in group] for group in table])              # (P, N)
     values = {"ids": [row["id"] for row in rows], "rewards": rewards,
               "lengths": torch.tensor([[s["length"] for s in group] for group in table],
                                       dtype=torch.int32),
               "finished": torch.tensor([[s["finished"] for s in group] for group in table]),
-              "v_star": optimal_value(rewards, beta1), "meta": meta}
+              "v_star": optimal_value(rewards, args.beta1), "meta": meta}
     of_prompt = {}
     for (i, _), s in sorted(samples.items()):
         of_prompt.setdefault(i, []).append(s)
@@ -114,8 +114,8 @@ def finish(folder, rows, all_rows, samples, meta):
     return values, graded
 
 
-def report(values, graded, seconds, tokens):
-    """Print a summary of a finished stage 1."""
+def print_summary(values, graded, seconds, tokens):
+    """What a finished stage 1 found, with warnings about the usual mistakes."""
     rewards, finished = values["rewards"], values["finished"]
     num_prompts, n = rewards.shape
     right = (rewards == 1).sum(1)                                                          # (P,)
@@ -146,60 +146,62 @@ def report(values, graded, seconds, tokens):
               "and whether a response has to end by itself")
 
 
-def main():
-    folder = out or os.path.join("out", task_name(task))
+def main(args):
+    folder = args.out or os.path.join("out", task_name(args.task))
     with one_line_errors():
-        check_settings(dtype, max_response_tokens=max_response_tokens,
-                       samples_per_prompt=samples_per_prompt, tp=tp)
-        check(temperature > 0, f"--temperature={temperature} must be above 0")
-        path, config, tokenizer = open_model(model)
-        context = config.max_position_embeddings - max_response_tokens
-        all_rows = load_prompts(task, "train", tokenizer, max_prompt_tokens, drop_long_prompts,
-                                context, reward.reward_of, chat_template)
+        check_settings(args.dtype, max_response_tokens=args.max_response_tokens,
+                       samples_per_prompt=args.samples_per_prompt, tp=args.tp)
+        check(args.temperature > 0, f"--temperature={args.temperature} must be above 0")
+        path, config, tokenizer = open_model(args.model)
+        all_rows = load_prompts(args.task, "train", tokenizer, args.max_prompt_tokens,
+                                config.max_position_embeddings - args.max_response_tokens,
+                                args.chat_template)
         meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows),
-                "reward": reward.fingerprint(all_rows), "temperature": temperature,
-                "max_response_tokens": max_response_tokens, "dtype": dtype, "seed": seed,
-                "beta1": beta1, "task": task, "model_name": model, "versions": versions()}
-        if responses_from:  # no seed: these samples are not continued by ours
-            meta |= {"seed": responses_from, "keep_rewards": keep_rewards}
+                "reward": reward.fingerprint(all_rows), "temperature": args.temperature,
+                "max_response_tokens": args.max_response_tokens, "dtype": args.dtype,
+                "seed": args.seed, "beta1": args.beta1, "task": args.task,
+                "model_name": args.model, "versions": versions()}
+        if args.responses_from:  # no seed: these samples are not continued by ours
+            meta |= {"seed": args.responses_from, "keep_rewards": args.keep_rewards}
         samples = read_samples(folder, meta) if rank == 0 else {}
-        if responses_from:
-            samples = read_published(responses_from, all_rows, samples_per_prompt, tokenizer,
-                                     max_response_tokens)
+        if args.responses_from:
+            samples = read_published(args.responses_from, all_rows, args.samples_per_prompt,
+                                     tokenizer, args.max_response_tokens)
             all_rows = [row for row in all_rows if (row["id"], 0) in samples]
-    rows = subset(all_rows, max_prompts, seed)
+    rows = subset(all_rows, args.max_prompts, args.seed)
     print_first_prompt(rows, tokenizer)
 
-    missing = [(k, i) for k, row in enumerate(rows) for i in range(samples_per_prompt)
+    missing = [(k, i) for k, row in enumerate(rows) for i in range(args.samples_per_prompt)
                if (row["id"], i) not in samples]
     missing = all_gather(missing if rank == 0 else None)[0]  # rank 0 has read the samples
     seconds, tokens = 0, 0
     if missing:
-        set_phase("building the engine")
+        set_activity("building the engine")
         from rollout import Engine  # imports vLLM, which takes seconds
-        longest = max(len(row["tokens"]) for row in rows) + max_response_tokens
+        longest = max(len(row["tokens"]) for row in rows) + args.max_response_tokens
         with one_line_errors():
-            engine = Engine(path, dtype, longest, gpu_memory_utilization, tp)
-        todo = [(rows[k], i, sampling_seed(seed, "stage 1", rows[k]["id"], i)) for k, i in missing]
+            engine = Engine(path, args.dtype, longest, args.gpu_memory_utilization, args.tp)
+        todo = [(rows[k], i, sampling_seed(args.seed, "stage 1", rows[k]["id"], i))
+                for k, i in missing]
         seconds, tokens = sample(engine, todo, os.path.join(folder, PARTS), meta,
-                                 max_response_tokens, temperature)
+                                 args.max_response_tokens, args.temperature)
     if rank == 0:
         with one_line_errors():
-            if not responses_from:
+            if not args.responses_from:
                 samples = read_samples(folder, meta)
-            values, graded = finish(folder, rows, all_rows, samples, meta)
-        report(values, graded, seconds, tokens)
-        if responses_from:
+            values, graded = finish(args, folder, rows, all_rows, samples, meta)
+        print_summary(values, graded, seconds, tokens)
+        if args.responses_from:
             differ = [s["published"] != r
                       for s, r in zip(samples.values(), graded.rewards, strict=True)]
             print(f"  reward.py differs from the published rewards in {sum(differ):,} of "
                   f"{len(differ):,} responses; V* is computed from "
-                  f"{'the published ones' if keep_rewards else 'those of reward.py'}")
+                  f"{'the published ones' if args.keep_rewards else 'those of reward.py'}")
         print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
-        if push_to_hub:
-            push_responses(push_to_hub, rows, samples)
+        if args.push_to_hub:
+            push_responses(args.push_to_hub, rows, samples)
 
 
 if __name__ == "__main__":
-    configure(globals())
-    run_stage(main, timeout_minutes=timeout_minutes)
+    constants = configure(__file__)
+    run_stage(main, constants, constants.timeout_minutes)

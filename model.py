@@ -16,12 +16,12 @@ heads, E head size, F feed-forward size, V vocabulary, N tokens whose log-probab
 import inspect
 import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
 from typing import NamedTuple
 
 from lib.cli import check
-from lib.distributed import cuda, rank, world_size
+from lib.distributed import cuda, device, rank, world_size
 from lib.weights import check_weights, find_model, read_weights
 
 import torch
@@ -114,17 +114,17 @@ class Packing(NamedTuple):
 
 def make_packing(cu_seqlens, total, config, dtype):
     """cu_seqlens (B + 1,), total = T -> Packing. Positions begin at 0 in each sequence."""
-    device, lengths = cu_seqlens.device, cu_seqlens.diff()
+    lengths, kwargs = cu_seqlens.diff(), {"device": cu_seqlens.device}
     max_len = int(lengths.max())  # device sync: kernels and padding are sized on the host
-    seq = torch.arange(len(lengths), device=device)
+    seq = torch.arange(len(lengths), **kwargs)
     seq = torch.repeat_interleave(seq, lengths, output_size=total)                    # (T,)
-    pos = torch.arange(total, device=device) - cu_seqlens[seq]                        # (T,)
-    half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)    # (E / 2,)
+    pos = torch.arange(total, **kwargs) - cu_seqlens[seq]                             # (T,)
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, **kwargs)         # (E / 2,)
     angles = pos[:, None].float() * config.rope_theta ** (-half / config.head_dim)    # (T, E / 2)
     angles = torch.cat((angles, angles), dim=-1)[:, None]                             # (T, 1, E)
     pad = unpad = None
-    if not uses_varlen(device, dtype):
-        grid = cu_seqlens[:-1, None] + torch.arange(max_len, device=device)           # (B, L)
+    if not uses_varlen(cu_seqlens.device, dtype):
+        grid = cu_seqlens[:-1, None] + torch.arange(max_len, **kwargs)                # (B, L)
         pad = grid.clamp(max=total - 1).flatten()  # beyond a sequence's end: any token will do
         unpad = seq * max_len + pos
     return Packing(cu_seqlens, max_len, angles.cos().to(dtype), angles.sin().to(dtype), pad, unpad)
@@ -266,8 +266,8 @@ def logits_gradient(z, targets, temperature, logps, entropy, g_logps, g_entropy)
 
 
 @cache
-def compiled(function):
-    """torch.compile fuses what is elementwise, for any number of tokens."""
+def fused(function):
+    """torch.compile fuses elementwise operations. dynamic: for any number of tokens."""
     return torch.compile(function, dynamic=True)
 
 
@@ -281,7 +281,7 @@ class TokenLogps(torch.autograd.Function):
     def forward(ctx, h, weight, targets, temperature, want_entropy, fuse):
         # h (N, D), weight (V, D), targets (N,) -> logps (N,) float32, entropy (N,) float32
         logps, entropy = (torch.zeros(len(targets), device=h.device) for _ in range(2))
-        function = compiled(logps_and_entropy) if fuse else logps_and_entropy
+        function = fused(logps_and_entropy) if fuse else logps_and_entropy
         for i in range(0, len(targets), LOGPS_CHUNK):
             c = slice(i, i + LOGPS_CHUNK)
             logps[c], entropy[c] = function(h[c] @ weight.T, targets[c], temperature, want_entropy)
@@ -300,7 +300,7 @@ class TokenLogps(torch.autograd.Function):
         dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         # On CUDA the product itself can be float32, too.
         product = {"out_dtype": torch.float32} if cuda and h.dtype != torch.float32 else {}
-        function = compiled(logits_gradient) if ctx.fuse else logits_gradient
+        function = fused(logits_gradient) if ctx.fuse else logits_gradient
         for i in range(0, len(targets), LOGPS_CHUNK):
             c = slice(i, i + LOGPS_CHUNK)
             dz = function(h[c] @ weight.T, targets[c], ctx.temperature, logps[c], entropy[c],
@@ -319,7 +319,7 @@ class Qwen2(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # recompute each layer in backward, to save memory
-        self.fused = False                   # whether compile_layers was called
+        self.fuse = False                    # whether compile_layers was called
         self.model = Transformer(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -358,7 +358,7 @@ class Qwen2(nn.Module):
         t = wanted.nonzero().squeeze(-1)                      # (N,) device sync
         h = self.hidden_states(input_ids, cu_seqlens)[t - 1]  # (N, D): position t - 1 predicts t
         logps, ent = TokenLogps.apply(h, self.output_weight, input_ids[t], temperature, entropy,
-                                      self.fused)
+                                      self.fuse)
         zeros = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
         logps = zeros.index_put((t,), logps)                  # (T,)
         return (logps, zeros.index_put((t,), ent)) if entropy else logps
@@ -379,19 +379,21 @@ class Qwen2(nn.Module):
         """
         return self(input_ids, cu_seqlens, temperature, response_mask, entropy)
 
-    def keep_whole(self, on):
-        """Between the micro-batches of an update, keep the weights gathered and add up whole
-        gradients, in float32, instead of sharding both after each. All ranks call it, with False
-        before an update's last micro-batch. Only for a sharded model."""
+    def defer_sharding(self, on):
+        """Keep weights and gradients unsharded after a micro-batch, for the update's next one.
+
+        The gradients add up in float32. All ranks call it, with False before an update's last
+        micro-batch. Only for a sharded model. FSDP2's terms: no reduce-scatter, no reshard.
+        """
         self.set_requires_gradient_sync(not on)
         self.set_reshard_after_backward(not on)
-        for layer in self.model.layers:  # the root is never resharded after forward
+        for layer in self.model.layers:  # FSDP never reshards the root after forward
             layer.set_reshard_after_forward(not on)
 
     def compile_layers(self):
         """Let torch.compile fuse norms, rotary embedding, SwiGLU and softmax. The first forward and
         the first backward pass take up to a minute longer."""
-        self.fused = True
+        self.fuse = True
         for layer in self.model.layers:  # their forward alone: FSDP's hooks stay outside
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
@@ -455,29 +457,6 @@ class Qwen2(nn.Module):
         save_torch_state_dict(weights, path, max_shard_size="5GB")
 
 
-class Critic(Qwen2):
-    """The same network with a value head in place of the vocabulary's: PPO's value function.
-
-    The transformer is loaded from a language model's checkpoint; the head starts at 0.
-    """
-
-    def __init__(self, config):
-        super().__init__(replace(config, tie_word_embeddings=True))  # without lm_head
-        self.value_head = nn.Linear(config.hidden_size, 1, bias=False)
-
-    def forward(self, input_ids, cu_seqlens):
-        """Entry t (of T, float32) is the value of the state before token t: of the tokens before it
-        in its own sequence. 0 for the first token of a sequence."""
-        values = self.value_head(self.hidden_states(input_ids, cu_seqlens)).squeeze(-1).float()
-        return values.roll(1).index_fill(0, cu_seqlens[:-1].long(), 0.0)
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        critic = super().from_pretrained(*args, **kwargs)
-        nn.init.zeros_(critic.value_head.weight)
-        return critic
-
-
 def check_checkpoint(path):
     """Raises ValueError unless the tensors of a local checkpoint have the names and shapes that its
     config.json asks for."""
@@ -502,27 +481,32 @@ def open_model(path_or_hub_name):
     return path, config, tokenizer
 
 
-def shard_model(model, compute_dtype, offload=False, pin=True, replicas=1):
+def shard_model(model, compute_dtype, offload=False, pin=False):
     """Shard a model over all ranks, in place (FSDP2): every layer is a unit, the rest is the root.
 
     Parameters keep their dtype and are gathered in `compute_dtype` for use; gradients are averaged
     over the ranks in float32.
-    offload   parameters, gradients and optimizer state stay in host memory; layers come to the GPU
-              as they are needed
-    pin       pin that memory: faster, but it rounds each tensor up to a power of two bytes
-    replicas  split the ranks into so many groups of neighbours, each of which shards a copy of its
-              own (HSDP): layers are gathered within a group, gradients averaged over all ranks
+    offload  parameters, gradients and optimizer state stay in host memory; layers come to the GPU
+             when they are used
+    pin      pin that memory: faster, but it rounds each tensor up to a power of two bytes
     """
-    kind = "cuda" if cuda else "cpu"
-    if replicas == 1:
-        mesh = init_device_mesh(kind, (world_size,))
-    else:
-        mesh = init_device_mesh(kind, (replicas, world_size // replicas),
-                                mesh_dim_names=("replicas", "shards"))
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    settings = {"mesh": mesh, "mp_policy": precision}
+    settings = {"mesh": init_device_mesh("cuda" if cuda else "cpu", (world_size,)),
+                "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype,
+                                                  reduce_dtype=torch.float32)}
     if offload:
-        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=pin and cuda)
+        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=pin)
     for layer in model.model.layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
+
+
+def load_sharded(kind, path, dtype, compute_dtype, plan, compile=False):
+    """A model of the class `kind` with the weights in `path`, kept in `dtype` and sharded over all
+    ranks. plan: how it uses memory (lib.memory.Plan); compile: see compile_layers."""
+    model = kind.from_pretrained(path, dtype, "cpu" if plan.offload else device,
+                                 partial(shard_model, compute_dtype=compute_dtype,
+                                         offload=plan.offload, pin=plan.pin))
+    model.checkpoint_activations = plan.recompute
+    if compile:
+        model.compile_layers()
+    return model

@@ -1,14 +1,14 @@
-r"""Rewards: numbers from 0 to 1 for responses. All stages grade with these.
+r"""Rewards: a number from 0 to 1 for each response. Both stages and evaluate.py use them.
 
     gsm8k("7 + 6 = 13, so #### 13", "13")                      # 1.0
     math(r"Therefore \boxed{\frac{1}{2}}", r"\frac12")         # 1.0
 
-A built-in reward is 1.0 for the right final answer, else 0.0. How two final answers are compared is
-in lib/answers.py. A task file brings a reward of its own (examples/countdown.py). A batch is graded
-in processes of its own, with a time limit for each answer: a response may contain any text, also
-text made to harm.
+The rewards in this file are 1.0 for the right final answer, else 0.0; lib/answers.py compares two
+final answers. Each task file names its reward: one of these, or its own (tasks/countdown.py).
+Responses are untrusted, so a batch is graded in processes of its own, under a time limit.
 """
 import hashlib
+import importlib.util
 import json
 import numbers
 import os
@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,6 @@ from typing import NamedTuple
 
 import lib.answers
 from lib.answers import is_equivalent, last_boxed
-from tasks import TASKS, load_task, one_line
 
 answer_limit = 2.0         # seconds that grading one answer may take; most take 0.0001
 memory_limit = 2 * 2**30   # bytes of address space of a grading process
@@ -39,8 +39,9 @@ def gsm8k(response, answer, finished=True):
     The format is that of GSM8K's own solutions. `finished` has no effect: a response that was
     truncated after its `#### 72` still earns 1.0 if the answer is 72.
     """
-    number = number_after_hashes(response)
-    return float(number is not None and is_equivalent(number, answer))
+    # (?>...) matches a number as a whole or not at all; it must not be the start of a formula.
+    found = re.search(r"####\s*(-?)\s*\$?\s*(-?(?>[\d,]*\.?\d+))(?![/^*]|[eE]\d)", response)
+    return float(found is not None and is_equivalent(found[1] + found[2], answer))
 
 
 def math(response, answer, finished=True):
@@ -52,46 +53,49 @@ def math(response, answer, finished=True):
     return float(finished and boxed is not None and is_equivalent(boxed, answer))
 
 
-def number_after_hashes(text):
-    """The final answer in a response to GSM8K: the number after the first `####`, or None."""
-    # (?>...) matches a number as a whole or not at all; it must not be the start of a formula.
-    found = re.search(r"####\s*(-?)\s*\$?\s*(-?(?>[\d,]*\.?\d+))(?![/^*]|[eE]\d)", text)
-    return found[1] + found[2] if found else None
+# ---- tasks ---------------------------------------------------------------------------------------
 
+@cache
+def load_task(name):
+    """The module of a task: tasks/<name>.py, or the Python file that `name` is the path of.
 
-def reward_of(task):
-    """The reward function of a data row's "task": a name in tasks.py, or a task file's path.
-
-    Raises ValueError with one line if there is none.
+    It has the functions rows(split) and reward(response, answer, finished). Raises
+    FileNotFoundError or ValueError with one line.
     """
-    if task.endswith(".py"):
-        return load_task(task).reward
-    if task not in TASKS:
-        raise ValueError(f"task {task!r} has no reward; tasks.py has {', '.join(TASKS)}")
-    return {"gsm8k": gsm8k, "math": math}[TASKS[task].reward]
+    built_in = Path(__file__).parent / "tasks"
+    path = Path(name) if name.endswith(".py") else built_in / f"{name}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in built_in.glob("*.py")))
+        raise FileNotFoundError(f"there is no task {name!r}; it can be {known}, or a Python file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise ValueError(f"{path} can't be loaded: {one_line(e)}") from e
+    for function in ("rows(split)", "reward(response, answer, finished)"):
+        if not callable(getattr(module, function.split("(")[0], None)):
+            raise ValueError(f"{path} defines no function {function}; see tasks/countdown.py")
+    return module
 
 
-def explain(task, response, answer, finished):
-    """Why a response did not earn a reward of 1, in a few words for people."""
-    if task.endswith(".py"):
-        return f"the answer was {answer!r}"
-    if reward_of(task) is math:
-        if not finished:
-            return "it was truncated"
-        final = last_boxed(response)
-    else:
-        final = number_after_hashes(response)
-    return "it has no final answer" if final is None else f"{final!r} is not equal to {answer!r}"
+def one_line(error):
+    """An exception and where it was raised, as text."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):  # its text says where
+        return text
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{text} ({os.path.basename(last.filename)}, line {last.lineno})"
 
 
 def fingerprint(rows):
-    """SHA-256 of the code that grades these data rows. When it changes, stage 1 grades its samples
-    again."""
-    tasks = sorted({row["task"] for row in rows})
-    files = [__file__, lib.answers.__file__, *(task for task in tasks if task.endswith(".py"))]
-    code = [Path(file).read_bytes() for file in files]
-    names = [reward_of(task).__name__ for task in tasks]
-    return hashlib.sha256(b"".join(code) + repr(names).encode()).hexdigest()
+    """SHA-256 of the code that grades these data rows: this file, lib/answers.py, the task files.
+
+    When it changes, stage 1 grades its samples again. Raises what load_task() raises.
+    """
+    tasks = [load_task(name) for name in sorted({row["task"] for row in rows})]
+    files = [__file__, lib.answers.__file__, *(task.__file__ for task in tasks)]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 # ---- grading a batch -----------------------------------------------------------------------------
@@ -99,7 +103,7 @@ def fingerprint(rows):
 class Graded(NamedTuple):
     """The grades of a batch: lists in the batch's order."""
     rewards: list     # float
-    inexact: list     # bool: numbers were compared, and not by exact fractions but by digits
+    inexact: list     # bool: numbers were compared by their digits, not as exact fractions
     timed_out: list   # bool: grading was ended at answer_limit or memory_limit; the reward is 0.0
 
 
@@ -108,7 +112,7 @@ def grade(rows, texts, truncated):
 
     rows: data rows with "task" and "answer"; texts: the responses (str); truncated: whether each
     was truncated (bool). Raises ValueError with one line if a reward function raises, or returns
-    anything but a number from 0 to 1: the function is wrong then, not the response.
+    anything but a number from 0 to 1: then the function is wrong, not the response.
     """
     graded = results(submit(rows, texts, truncated))
     warn_of_timeouts(graded)
@@ -119,11 +123,11 @@ def start_grading(rows, responses):
     """Start to grade a batch in the background. A collective: each rank grades its part.
 
     rows: data rows with "task" and "answer"; responses: objects with .text and .truncated. Both are
-    those of the whole batch, the same on all ranks. Returns a function, also a collective, that
-    waits for all ranks and returns Graded of the whole batch. It raises what grade() raises.
+    of the whole batch, the same on all ranks. Returns a function, also a collective, that waits for
+    all ranks and returns Graded of the whole batch. It raises what grade() raises.
     """
-    # Not at the top: grading processes import this file too, and torch, which lib.distributed
-    # imports, would cost each of them seconds and memory.
+    # Not imported at the top, because grading processes import this file, too: torch, which
+    # lib.distributed imports, would cost each of them seconds and memory.
     from lib.distributed import all_gather, rank, world_size
     part = slice(rank, None, world_size)
     futures = submit(rows[part], [response.text for response in responses[part]],
@@ -133,7 +137,7 @@ def start_grading(rows, responses):
         graded = Graded(*([None] * len(rows) for _ in Graded._fields))
         try:
             mine = results(futures)
-        except ValueError as e:  # of one rank: all have to know
+        except ValueError as e:  # on one rank; all ranks have to know
             mine = str(e)
         for other, part_of_other in enumerate(all_gather(mine)):
             if isinstance(part_of_other, str):
@@ -147,13 +151,13 @@ def start_grading(rows, responses):
 
 
 def submit(rows, texts, truncated):
-    """A future per response: of the triple that grade_one() returns."""
+    """A future for each response, of the triple that grade_one() returns."""
     return [pool().submit(grade_one, row["task"], text, row["answer"], not is_truncated)
             for row, text, is_truncated in zip(rows, texts, truncated, strict=True)]
 
 
 def results(futures):
-    """Graded of what submit() returned. Waits."""
+    """Wait for what submit() returned. Returns Graded."""
     triples = [future.result() for future in futures]
     return Graded(*([triple[i] for triple in triples] for i in range(3)))
 
@@ -171,8 +175,8 @@ def pool():
     return ThreadPoolExecutor(max(1, min(16, cores)), "grader")
 
 
-# A process per thread and not multiprocessing's pools: these can't end a task that takes too long,
-# and would import the running stage, and torch with it, in every process.
+# Each thread has a process. multiprocessing's pools don't do: they can't end a task that takes too
+# long, and they would import the running stage, and torch with it, in every process.
 this_thread = threading.local()
 
 
@@ -180,7 +184,7 @@ def grade_one(task, response, answer, finished):
     """(reward, inexact, timed out) of one response, from the calling thread's grading process."""
     process = getattr(this_thread, "process", None)
     if process is None or process.poll() is not None:
-        # In a session of its own, so that Ctrl-C doesn't end it. It ends when its input ends.
+        # Its session is its own, so that Ctrl-C doesn't end it. It ends when its input ends.
         process = this_thread.process = subprocess.Popen(
             [sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, start_new_session=True)
@@ -205,10 +209,10 @@ def grade_one(task, response, answer, finished):
 def serve():
     """A grading process: one request per line of input, one reply per line of output.
 
-    A request is the JSON list [task, response, answer, finished], a reply the list [reward,
+    A request is the JSON list [task, response, answer, finished]. A reply is the list [reward,
     inexact], or a text that says what is wrong with the reward function. The time limit is a timer
     without a handler: when it runs out, the kernel ends the process, even in the middle of a long
-    computation in C. The process ends with its input, so also when its parent was killed.
+    computation in C. The process ends with its input, so also when its parent is killed.
     """
     replies, sys.stdout = sys.stdout, sys.stderr  # what a reward function prints is no reply
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -216,7 +220,7 @@ def serve():
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     for line in sys.stdin:
         task, *arguments = json.loads(line)
-        function = reward_of(task)  # loading a task file takes none of the answer's time
+        function = load_task(task).reward  # loading a task takes none of the answer's time
         lib.answers.Work.inexact = 0
         signal.setitimer(signal.ITIMER_REAL, answer_limit)
         try:

@@ -9,14 +9,13 @@ A weight sync can fail in three ways that raise no error: the sampler runs on, w
   - the prefix cache survives a sync, with keys and values of the old weights: reset it every time;
   - on the CPU a tied lm_head is a packed copy that the reload does not reach: pack it again.
 So sync() compares some weights bit for bit, and the training loop compares vLLM's log-probabilities
-with its own (lib/run.py, sampler_error).
+with its own (check_update in lib/run.py).
 """
 import json
 import os
 import warnings
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
-from typing import NamedTuple
 
 from lib.cli import check, progress
 from lib.distributed import (
@@ -30,6 +29,7 @@ from lib.distributed import (
     world_size,
 )
 from lib.memory import memory_in_use, reset_peak_memory
+from lib.samples import Response
 
 import torch
 from vllm import LLM, SamplingParams
@@ -37,13 +37,6 @@ from vllm.sampling_params import RequestOutputKind
 
 # Weights that sync() compares. vLLM keeps these two under the checkpoint's names, unfused.
 PROBES = ("model.embed_tokens.weight", "model.norm.weight")
-
-
-class Response(NamedTuple):
-    tokens: list     # response token ids, with the EOS if it ended by itself
-    text: str        # without special tokens
-    truncated: bool  # it reached max_tokens without an EOS
-    logps: list      # ln p of each token as it was sampled, float; empty unless requested
 
 
 def unlink_shared_memory():

@@ -1,1 +1,2 @@
-"""Other algorithms in the shape of train_apo.py, to be read beside it."""
+"""Other algorithms with the loop of train_apo.py, to be read beside it. Each takes its start-up and
+the constants that are not its own from there."""

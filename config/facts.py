@@ -1,5 +1,5 @@
-# The task of examples/facts.py, for every stage and baseline.
-task = "examples/facts.py"
+# The task of tasks/facts.py, for every stage and baseline.
+task = "facts"
 model = "data/facts/model"
 
 max_steps = 64

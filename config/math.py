@@ -9,8 +9,7 @@ task = "math"
 model = "Qwen/Qwen2.5-1.5B"
 dtype = "bfloat16"
 
-max_prompt_tokens = 256
-drop_long_prompts = True
+max_prompt_tokens = 256  # longer prompts are left out
 max_response_tokens = 1024
 temperature = 1.0
 
@@ -24,8 +23,6 @@ mini_batch_size = 128
 lr = 1e-6
 critic_lr = 1e-5  # PPO's
 lr_decay = False
-adam_beta1 = 0.9
-adam_beta2 = 0.999
 weight_decay = 0.01
 grad_clip = 1.0
 entropy_coef = 1e-3  # in the paper's code, not in its text

@@ -1,4 +1,4 @@
-"""Small base models, pretrained on the spot: for tasks that are tried without a GPU."""
+"""Small base models, pretrained on the spot, for trying a task without a GPU."""
 import random
 
 from lib.cli import progress
@@ -27,11 +27,11 @@ def byte_tokenizer():
                           pad_token=end, unk_token=end)
 
 
-def pretrain(model, tokenizer, pretraining_batch, steps, batch_size, lr, seed):
+def pretrain(model, tokenizer, pretraining_batch, steps, seed, batch_size=32, lr=4e-3):
     """Pretrain a model.Qwen2 with next-token cross-entropy on the responses.
 
-    pretraining_batch(rng, size): `size` pairs (prompt, response), both text; lr: peak, after 100
-    steps of warm-up; it decays linearly to 0.
+    pretraining_batch(rng, size): `size` pairs (prompt, response), both text; lr: the peak, after
+    100 steps of warm-up; then it decays linearly to 0.
     """
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)

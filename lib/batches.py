@@ -12,13 +12,17 @@ import torch
 
 @dataclass
 class MicroBatch:
-    """Sequences (prompt and response) that go through the model together, with all that belongs to
-    them. A stage adds what its algorithm needs: rewards, v_star, ref_logps ..."""
-    index: torch.Tensor          # (B,) which of the step's responses
+    """Sequences, each a prompt and its response, that go through the model together."""
+    index: torch.Tensor          # (B,) their places in the step's list of responses
     input_ids: torch.Tensor      # (T,)
     cu_seqlens: torch.Tensor     # (B + 1,) int32: where each sequence begins, and T
     response_mask: torch.Tensor  # (T,) bool: tokens of responses, EOS included
     sampled_logps: torch.Tensor  # (T,) ln p of each response token when vLLM sampled it, else 0
+    # What the loop computes before the weights change:
+    ref_logps: torch.Tensor = None   # (T,) ln p of each response token under the reference, else 0
+    values: torch.Tensor = None      # (T,) PPO only: the critic's
+    advantages: torch.Tensor = None  # (T,) PPO only
+    returns: torch.Tensor = None     # (T,) PPO only
 
     def __len__(self):
         return len(self.index)
@@ -42,8 +46,8 @@ class Update:
 def make_updates(rows, responses, mini_batch_size, micro_batch_tokens, together=1):
     """Split a step into Updates of mini_batch_size responses, in their order.
 
-    rows: the prompts, with "tokens"; responses: rollout.Response of each; together: so many
-    neighbours stay neighbours, in one micro-batch.
+    rows: the prompts, with "tokens"; responses: the Response to each; together: this many
+    neighbours stay neighbours in one micro-batch.
     """
     prompts, tokens = [row["tokens"] for row in rows], [r.tokens for r in responses]
     logps = [r.logps for r in responses]
@@ -92,7 +96,7 @@ def pack_by_tokens(index, lengths, limit, ranks=1):
     order, micro_batches = sorted(index, key=lambda i: -lengths[i]), []
     while order:
         groups, tokens = [[] for _ in range(ranks)], [0] * ranks
-        while order:  # add so many sequences at a time as there are ranks, while they all fit
+        while order:  # add as many sequences at a time as there are ranks, while they all fit
             longer, total = [[*group] for group in groups], [*tokens]
             for i in order[:ranks]:
                 r = total.index(min(total))

@@ -1,11 +1,10 @@
-"""Checkpoints from which a training run continues: <out>/ckpt/step-NNNNNN, after so many steps.
+"""Checkpoints from which a training run continues: <out>/ckpt/step-NNNNNN, after NNNNNN steps.
 
-Each holds the float32 weights and AdamW's state of what is trained, every rank's shard in a file of
-its own (torch.distributed.checkpoint redistributes them to any number of ranks), and
-checkpoint.json: the run's constants, and the size of every file, which shows a damaged one. Nothing
-else is needed: data order, sampling seeds and learning rate are functions of the step, the
-reference is the initial model, and metrics.jsonl is a file already. All ranks call these functions
-together.
+Each holds the float32 weights and AdamW's state, every rank's shard in a file of its own
+(torch.distributed.checkpoint redistributes them to any number of ranks), and checkpoint.json with
+the run's constants. Nothing else is needed: data order, sampling seeds and learning rate are
+functions of the step, the reference is the initial model, and metrics.jsonl is a file already. All
+ranks call these functions together.
 """
 import json
 import logging
@@ -29,71 +28,58 @@ def all_checkpoints(folder):
 
 
 def find_checkpoint(folder, constants, may_differ):
-    """(path, steps) of the newest whole checkpoint, (None, 0) if there is none.
+    """(path, steps) of the newest checkpoint, (None, 0) if there is none.
 
-    A damaged one is skipped with a warning. Raises ValueError if it was trained with other
-    constants than these, may_differ aside; if there are checkpoints, but all are damaged; and if
-    not all ranks see the same.
+    Raises ValueError if it was trained with other constants than these, may_differ aside, and if
+    not all ranks see the same checkpoints.
     """
-    path, damage = None, ""
-    for candidate in reversed(all_checkpoints(folder)):
-        try:
-            with open(os.path.join(candidate, "checkpoint.json")) as f:
-                saved = json.load(f)
-            for name, size in saved["bytes"].items():
-                found = os.path.getsize(os.path.join(candidate, name))
-                check(found == size, f"{name} has {found:,} of {size:,} bytes")
-            path = candidate
-            break
-        except (OSError, ValueError, KeyError) as e:
-            damage = f"{candidate} is damaged ({e})"
-            print(f"warning: {damage}; trying the one before it")
-    check(path or not damage, f"{damage}, and there is no other; start anew with --resume=False")
+    path = next(reversed(all_checkpoints(folder)), None)
     check(len(set(all_gather(path))) == 1,
           f"{folder}/ckpt: not all ranks see the same checkpoints; --out must be on a file system "
           "that all machines share")
     if path is None:
         return None, 0
+    try:
+        with open(os.path.join(path, "checkpoint.json")) as f:
+            saved = json.load(f)["constants"]
+    except (OSError, ValueError, KeyError) as e:
+        raise ValueError(damaged(path, e)) from None
     for name, value in constants.items():
-        before = saved["constants"].get(name)
-        check(name in may_differ or before == value,
-              f"{path} was trained with {name} = {before!r}, this run has {value!r}; choose "
-              "another --out, or start anew with --resume=False")
+        check(name in may_differ or saved.get(name) == value,
+              f"{path} was trained with {name} = {saved.get(name)!r}, this run has {value!r}; "
+              "choose another --out, or start anew with --resume=False")
     return path, int(path[-6:])
+
+
+def damaged(path, error):
+    return (f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[-200:]}); "
+            "move it away, and the same command continues from the one before it")
 
 
 def save_checkpoint(folder, steps, trained, optimizer, constants, keep):
     """Write the checkpoint after `steps` steps, then delete all but the `keep` newest.
 
     trained: the module whose parameters the optimizer has, a policy or more than that.
-    Raises OSError if it can't be written, saying how much room it takes; older ones stay intact.
+    Raises OSError if it can't be written, saying how much room it takes. Older ones stay intact.
     """
     path = os.path.join(folder, "ckpt", f"step-{steps:06d}")
+    older = [p for p in all_checkpoints(folder) if p < path]
     weights, state = get_state_dict(trained, optimizer)
     try:
         with atomic_dir(path) as temporary:
             dcp.save({"policy": weights, "optimizer": state}, checkpoint_id=temporary)
-            # Each rank reports its own files' sizes: another machine may see them late.
-            own = [name for name in os.listdir(temporary) if name.startswith(f"__{rank}_")]
-            own += [".metadata"] if rank == 0 else []
-            sizes = {n: os.path.getsize(os.path.join(temporary, n)) for n in own}
-            sizes = {n: size for part in all_gather(sizes) for n, size in part.items()}
             if rank == 0:
                 with open(os.path.join(temporary, "checkpoint.json"), "w") as f:
-                    json.dump({"constants": constants, "bytes": sizes}, f, indent=2)
+                    json.dump({"constants": constants}, f, indent=2)
     except (OSError, CheckpointException) as e:
-        cause = cause_of(e)
         needed = 12 * sum(p.numel() for p in trained.parameters())
         free = shutil.disk_usage(folder).free
-        older = [p for p in all_checkpoints(folder) if p < path]
         rest = (f"{older[-1]} is intact: make room, and the same command continues from it" if older
                 else "Make room and start again")
         raise OSError(f"{path} could not be written: it takes {needed / 1e9:,.3f} GB, "
-                      f"{free / 1e9:,.3f} GB are free ({one_line(cause)}). {rest}") from None
+                      f"{free / 1e9:,.3f} GB are free ({cause_of(e)}). {rest}") from None
     if rank == 0:
-        older = [p for p in all_checkpoints(folder) if p < path]
-        damaged = [p for p in all_checkpoints(folder) if p > path]  # or the run had continued there
-        for superseded in older[:max(0, len(older) + 1 - keep)] + damaged:
+        for superseded in older[:max(0, len(older) + 1 - keep)]:
             shutil.rmtree(superseded)
 
 
@@ -105,10 +91,9 @@ def load_checkpoint(path, trained, optimizer):
         dcp.load({"policy": weights, "optimizer": state}, checkpoint_id=path)
     except CheckpointException as e:
         cause = cause_of(e)
-        if isinstance(cause, (OSError, MemoryError)):  # the checkpoint itself may be whole
-            raise cause from None
-        raise ValueError(f"{path} can't be read ({one_line(cause)}); move it away, and the same "
-                         "command continues from the one before it") from None
+        if isinstance(cause, (OSError, MemoryError)) and not isinstance(cause, FileNotFoundError):
+            raise cause from None  # the checkpoint itself may be whole
+        raise ValueError(damaged(path, cause)) from None
     finally:
         logging.disable(logging.NOTSET)
     set_state_dict(trained, optimizer, model_state_dict=weights, optim_state_dict=state)
@@ -121,10 +106,6 @@ def cause_of(error):
     if isinstance(error, KeyboardInterrupt):
         raise error from None
     return error
-
-
-def one_line(error):
-    return f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
 
 
 def clean_checkpoints(folder, delete_all):

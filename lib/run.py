@@ -1,12 +1,12 @@
-"""What surrounds a training loop: continue, measure, log, evaluate, save, stop.
+"""What surrounds a training loop: continue, measure, check, log, evaluate, save, stop.
 
-    run = Run(folder, constants, MAY_DIFFER)             # finds the checkpoint to continue from
+    run = Run(folder, constants, MAY_DIFFER, ...)        # finds the checkpoint to continue from
     run.start(engine, policy, optimizer, evaluate)       # loads it
     for step in run.steps():
         with run.phase("train"):                         # its seconds go to the metrics
             ...
-            run.measure(micro, loss, logps, entropy)     # for every micro-batch
-            run.check_update(update, grad_norm)          # before the weights are touched
+            run.measure(micro, loss, logps, ref_logps, entropy)  # for every micro-batch
+            run.check_update(update, grad_norm)          # before the weights change
         run.log(batch, responses, graded, lr=...)        # this step's line of metrics.jsonl
     run.finish(tokenizer)                                # writes the model, or says how to continue
 """
@@ -16,23 +16,24 @@ import os
 import sys
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
+from uuid import uuid4
 
 from lib import checkpoint
-from lib.cli import one_line_errors
+from lib.cli import check, one_line_errors
+from lib.data import versions
 from lib.distributed import (
     all_gather,
     all_reduce_sum,
     cuda,
     device,
     rank,
-    set_phase,
+    set_activity,
     stop_requested,
     world_size,
 )
-from lib.environment import hardware, versions
 from lib.files import atomic_dir, read_jsonl, write_jsonl
 from lib.memory import peak_memory
-from lib.watch import Watch, check_installed
 
 import torch
 
@@ -43,15 +44,22 @@ HEADER = ("step  reward  acc(greedy/sampled)      kl    loss   gnorm  length  tr
 class Run:
     """One training run in the folder `folder`. All ranks have one and call its methods together."""
 
-    def __init__(self, folder, constants, may_differ):
-        """constants: {name: value} of the script's, and whatever else must be the same for a run to
-        continue; may_differ: the names for which it needn't. Raises ValueError with one line if the
-        run in the folder can't be continued with these."""
-        self.folder, self.constants = folder, constants
+    def __init__(self, folder, constants, may_differ, *, dtype, max_steps, eval_every, save_every,
+                 keep_checkpoints, save_rollouts, resume, logp_tolerance, wandb):
+        """constants: {name: value} of all that must be the same for a run to continue, but for the
+        names in may_differ; dtype: of computation; the others as in train_apo.py. Raises ValueError
+        with one line if the run in the folder can't be continued with these."""
+        self.folder, self.constants, self.dtype = folder, constants, dtype
+        self.max_steps, self.eval_every, self.save_every = max_steps, eval_every, save_every
+        self.keep_checkpoints, self.save_rollouts = keep_checkpoints, save_rollouts
+        # Rounding on arithmetic, per token on average: 3e-7 in float32, 8e-4 in bfloat16.
+        self.logp_limit = logp_tolerance or (
+            0.1 if dtype == torch.bfloat16 else 1e-2 if cuda else 1e-4)
+        self.wandb_project, self.wandb = wandb, None
+        check(not wandb or find_spec("wandb"), f"--wandb={wandb}: pip install wandb")
         self.metrics_path = os.path.join(folder, "metrics.jsonl")
         self.checkpoint, self.step, self.history = None, 0, []
-        check_installed(constants)
-        if constants["resume"]:
+        if resume:
             self.checkpoint, self.step = checkpoint.find_checkpoint(folder, constants, may_differ)
         if self.checkpoint:
             rows = read_jsonl(self.metrics_path, ("step",))
@@ -66,14 +74,14 @@ class Run:
                 steps = json.load(f)["steps"]
         except FileNotFoundError:
             return False
-        return self.checkpoint is not None and steps == self.step >= self.constants["max_steps"]
+        return self.checkpoint is not None and steps == self.step >= self.max_steps
 
     def start(self, engine, policy, optimizer, evaluate, trained=None):
         """Load the checkpoint, if there is one, and bring the weights to the engine.
 
         trained: the module whose parameters the optimizer has, if it is more than the policy.
         evaluate(path): measures the engine's policy, and writes its responses to `path`;
-        {"accuracy": ..., "accuracy_sampled": ...}, or {} if the run is to stop.
+        {"accuracy": ..., "accuracy_sampled": ..., ...}, or {} if the run is to stop.
         """
         self.engine, self.policy, self.optimizer = engine, policy, optimizer
         self.trained = trained or policy
@@ -81,48 +89,39 @@ class Run:
         with one_line_errors():
             checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
             if self.checkpoint:
-                set_phase("loading the checkpoint")
+                set_activity("loading the checkpoint")
                 checkpoint.load_checkpoint(self.checkpoint, self.trained, optimizer)
                 print(f"continuing from {self.checkpoint}")
-        engine.sync(policy.gather_weights(self.compute_dtype))
-        self.watch = Watch(self.folder, self.constants, self.step)
+        engine.sync(policy.gather_weights(self.dtype))
+        if self.wandb_project and rank == 0:
+            self.use_wandb(self.start_wandb)
         self.before_training = {}
         if not self.checkpoint:
             accuracy = self.evaluate()
             self.before_training = {k.replace("accuracy", "accuracy_start"): v
                                     for k, v in accuracy.items()}
             if accuracy:
-                print("held-out accuracy before training: {:.3f} greedy, {:.3f} sampled".format(
-                    *accuracy.values()))
+                print(f"held-out accuracy before training: {accuracy['accuracy']:.3f} greedy, "
+                      f"{accuracy['accuracy_sampled']:.3f} sampled")
         elif self.evaluation_is_due() and "accuracy" not in self.history[-1]:
             self.history[-1].update(self.evaluate())  # the run was stopped during this evaluation
             self.write_metrics()
         print(HEADER, flush=True)
 
-    @property
-    def compute_dtype(self):
-        return getattr(torch, self.constants["dtype"])
-
     def evaluation_is_due(self):
-        return (self.step % self.constants["eval_every"] == 0
-                or self.step == self.constants["max_steps"])
-
-    @property
-    def responses_path(self):
-        return os.path.join(self.folder, f"eval-{self.step:06d}.jsonl")
+        return self.step % self.eval_every == 0 or self.step == self.max_steps
 
     def evaluate(self):
-        set_phase("evaluation")
+        set_activity("evaluation")
         with self.reward_errors():
-            return self.measure_accuracy(self.responses_path)
+            return self.measure_accuracy(os.path.join(self.folder, f"eval-{self.step:06d}.jsonl"))
 
     # ---- in the loop -----------------------------------------------------------------------------
 
     def steps(self):
         """Yield the steps that are left; after each, evaluate, print and save. Ends early if the
         job is asked to stop."""
-        max_steps, save_every = self.constants["max_steps"], self.constants["save_every"]
-        while self.step < max_steps and not stop_requested():
+        while self.step < self.max_steps and not stop_requested():
             self.seconds, self.updates, self.logp_diffs = {}, [], []
             self.sums = torch.zeros(3, device=device)  # of loss, KL and entropy in this update
             self.begin = time.perf_counter()
@@ -132,20 +131,21 @@ class Run:
             if self.evaluation_is_due():
                 self.history[-1].update(self.evaluate())
                 self.write_metrics()
-            evaluated = "accuracy" in self.history[-1]
-            self.watch.log(self.history[-1], self.responses_path if evaluated else None)
+            if self.wandb:
+                self.use_wandb(lambda: self.wandb.log(self.history[-1], step=self.step - 1))
             print(table_line(self.history[-1]), flush=True)
             if self.step >= self.warned_step + 10:
-                for warning in warnings_about(self.history, self.constants["max_response_tokens"]):
+                for warning in warnings_about(self.history):
                     print(f"      warning: {warning}", flush=True)
                     self.warned_step = self.step
-            if save_every and (self.step % save_every == 0 or self.step == max_steps):
+            if self.save_every and (self.step % self.save_every == 0
+                                    or self.step == self.max_steps):
                 self.save()
 
     @contextmanager
     def phase(self, name):
         """Measure the seconds of a phase. A GPU's work is queued: wait for it at both ends."""
-        set_phase(f"step {self.step}, {name}")
+        set_activity(f"step {self.step}, {name}")
         if cuda:
             torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -154,39 +154,45 @@ class Run:
             torch.cuda.synchronize()
         self.seconds[f"seconds_{name}"] = time.perf_counter() - begin
 
-    def measure(self, micro, loss, logps, entropy):
-        """Add a micro-batch to its update's metrics. loss: its share of the update's loss;
-        logps, entropy (T,): the policy's.
+    def measure(self, micro, loss, logps, ref_logps, entropy):
+        """Add a micro-batch to its update's metrics. loss: its share of the update's loss; logps
+        and entropy (T,): the policy's; ref_logps (T,): the reference's.
 
-        The KL comes from the sampler's log-probabilities: they are of the policy that made the
-        samples, so the mean of ln(pi/pi_ref) estimates a KL divergence. The trainer's are, from the
-        step's second update on, of a policy that has changed since.
+        The KL comes from the sampler's log-probabilities. They are of the policy that made the
+        samples, so the mean of ln(pi/pi_ref) estimates a KL divergence. The trainer's are of a
+        policy that has changed since, from the step's second update on.
         """
         mask = micro.response_mask
-        kl = (micro.sampled_logps - micro.ref_logps)[mask].sum()
+        kl = (micro.sampled_logps - ref_logps)[mask].sum()
         self.sums += torch.stack((loss.detach(), kl, entropy.detach().sum()))
         if not self.updates:  # until the first update the trainer has the weights of the sampler
             self.logp_diffs.append((logps.detach() - micro.sampled_logps)[mask].abs())
 
     def check_update(self, update, grad_norm):
-        """End an update's metrics. Exits, on all ranks, if it must not reach the weights: loss or
-        gradient are not finite, or the responses were sampled from other weights."""
+        """End an update's metrics. Exits, on all ranks, if it must not reach the weights: the loss
+        or the gradient is not finite, or the responses were sampled from other weights."""
         if not self.updates:
             diff = torch.cat(self.logp_diffs)
             self.diff_mean = all_reduce_sum(diff.sum()).item() / update.num_tokens
             self.diff_max = max(all_gather(diff.max().item()))
-            error = sampler_error(self.step, self.diff_mean, self.diff_max,
-                                  self.constants["dtype"], self.constants["logp_tolerance"])
-            if error:
-                self.stop(error)
+            if not self.diff_mean <= self.logp_limit:  # also for NaN
+                self.stop(f"error: step {self.step}: vLLM's log-probabilities differ from the "
+                          f"trainer's by {self.diff_mean:.2g} per token on average (at most "
+                          f"{self.diff_max:.2g}; allowed on average {self.logp_limit:.2g}), more "
+                          "than rounding explains: the samples come from other weights than those "
+                          "in training. The weights were not updated. If logp_diff_mean in "
+                          "metrics.jsonl grew slowly, it is rounding: raise --logp_tolerance")
         loss, kl, entropy = all_reduce_sum(self.sums).tolist()
         self.sums.zero_()
-        check_finite(self.step, loss, grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            sys.exit(f"error: step {self.step}: the loss is {loss}, the gradient norm {grad_norm}. "
+                     "The weights were not updated. Start anew in another --out with a lower --lr, "
+                     "or try --dtype=float32")
         self.updates.append((loss, kl, entropy, grad_norm))
 
     def log(self, batch, responses, graded, **more):
-        """This step's metrics: over all ranks, updates and micro-batches. more: the stage's own.
-        Every save_rollouts steps the batch itself is kept, too."""
+        """This step's metrics, over all ranks, updates and micro-batches. more: the algorithm's
+        own. Every save_rollouts steps the batch itself is kept, too."""
         tokens, n = sum(len(r.tokens) for r in responses), len(responses)
         loss, kl, entropy, grad_norm = (sum(column) for column in zip(*self.updates, strict=True))
         self.history.append({
@@ -200,19 +206,17 @@ class Run:
             "memory_gb": max(all_gather((peak_memory() - self.engine.memory) / 1e9)),
             **self.before_training})
         self.before_training = {}
-        every = self.constants["save_rollouts"]
-        if every and (self.step + 1) % every == 0 and rank == 0:
+        if self.save_rollouts and (self.step + 1) % self.save_rollouts == 0 and rank == 0:
             write_jsonl(os.path.join(self.folder, "rollouts", f"step-{self.step + 1:06d}.jsonl"), [
                 {"id": row["id"], "tokens": r.tokens, "text": r.text, "truncated": r.truncated,
-                 "reward": reward, "sampled_logp": sum(r.logps),
-                 **({"v_star": row["v_star"]} if "v_star" in row else {})}
+                 "reward": reward, "sampled_logp": sum(r.logps)}
                 for row, r, reward in zip(batch, responses, graded.rewards, strict=True)])
 
     # ---- files, and ends -------------------------------------------------------------------------
 
     @contextmanager
     def reward_errors(self):
-        """Where responses are graded: what is wrong with a reward function ends the run."""
+        """Where responses are graded: a fault of a reward function ends the run."""
         try:
             yield
         except ValueError as e:
@@ -220,7 +224,6 @@ class Run:
 
     def stop(self, error):
         """Exit with one line, after saving the steps that are complete."""
-        self.watch.close()
         if self.step > self.saved_step:
             self.save()
         sys.exit(error)
@@ -230,70 +233,63 @@ class Run:
             write_jsonl(self.metrics_path, self.history)
 
     def save(self):
-        set_phase("saving a checkpoint")
+        set_activity("saving a checkpoint")
         with one_line_errors():
             checkpoint.save_checkpoint(self.folder, self.step, self.trained, self.optimizer,
-                                       self.constants, self.constants["keep_checkpoints"])
+                                       self.constants, self.keep_checkpoints)
         self.saved_step = self.step
 
     def finish(self, tokenizer):
         """Write <folder>/model in Hugging Face format. If the run was asked to stop, write a
         checkpoint instead, and raise KeyboardInterrupt, which says how to continue."""
-        self.watch.close()
-        if self.step < self.constants["max_steps"]:
+        if self.wandb:
+            self.use_wandb(self.wandb.finish)
+        if self.step < self.max_steps:
             if self.step > self.saved_step:
                 self.save()
             saved = ", which are saved" if self.step else ""
             raise KeyboardInterrupt(f"stopped after {self.step} steps{saved}: run the same command "
                                     "again to continue")
-        set_phase("writing the model")
-        from lib.card import model_card, upload  # imports matplotlib
-        from lib.report import write_report
+        set_activity("writing the model")
         with atomic_dir(os.path.join(self.folder, "model")) as temporary:
-            self.policy.save_pretrained(temporary, self.compute_dtype)
+            self.policy.save_pretrained(temporary, self.dtype)
             if rank == 0:
                 tokenizer.save_pretrained(temporary)
                 training = {"steps": self.step, "processes": world_size, "hardware": hardware(),
                             "versions": versions(), "constants": self.constants}
                 with open(os.path.join(temporary, "training.json"), "w") as f:
                     json.dump(training, f, indent=2)
-                with open(os.path.join(temporary, "README.md"), "w") as f:
-                    f.write(model_card(self.folder, training, self.history))
         print(f"wrote {self.metrics_path} and {self.folder}/model; at most "
               f"{self.history[-1]['memory_gb']:.1f} GB per process beside its engine")
-        if rank == 0:
-            try:
-                print(f"wrote {write_report(self.folder)}")
-            except (OSError, ValueError) as e:  # the model is written
-                print(f"warning: there is no report: {e}")
-            if self.constants["push_to_hub"]:
-                set_phase("uploading the model")
-                upload(self.constants["push_to_hub"], os.path.join(self.folder, "model"))
+
+    # ---- Weights & Biases ------------------------------------------------------------------------
+
+    def start_wandb(self):
+        """One W&B run per folder: a run that continues keeps its id."""
+        import wandb
+        path = os.path.join(self.folder, "wandb", "id")
+        if not self.checkpoint or not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as f:
+                f.write(uuid4().hex[:8])
+        with open(path) as f:
+            self.wandb = wandb.init(project=self.wandb_project, id=f.read(), resume="allow",
+                                    name=os.path.basename(self.folder), dir=self.folder,
+                                    config=self.constants)
+
+    def use_wandb(self, function):
+        """An error switches it off, with a warning: the run goes on."""
+        try:
+            function()
+        except Exception as e:
+            self.wandb = None
+            print(f"warning: W&B is switched off ({type(e).__name__}: "
+                  f"{' '.join(str(e).split())[:200]}); metrics.jsonl has everything", flush=True)
 
 
-# ---- checks and messages -------------------------------------------------------------------------
+# ---- the screen ----------------------------------------------------------------------------------
 
-def sampler_error(step, mean, largest, dtype, tolerance):
-    """One line if vLLM's and the trainer's log-probabilities of the samples differ by more than
-    rounding can explain (means on arithmetic: 3e-7 in float32, 8e-4 in bfloat16), else None."""
-    limit = tolerance or (0.1 if dtype == "bfloat16" else 1e-2 if cuda else 1e-4)
-    if not mean <= limit:  # also for NaN
-        return (f"error: step {step}: vLLM's log-probabilities differ from the trainer's by "
-                f"{mean:.2g} per token on average (at most {largest:.2g}; allowed on average "
-                f"{limit:.2g}): the samples come from other weights than those in training. The "
-                "weights were not updated. If logp_diff_mean in metrics.jsonl grew slowly, it is "
-                "rounding: raise --logp_tolerance")
-
-
-def check_finite(step, loss, grad_norm):
-    """Exit before the update if loss or gradient norm is infinite or not a number."""
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        sys.exit(f"error: step {step}: the loss is {loss}, the gradient norm {grad_norm}. The "
-                 "weights were not updated. Start anew in another --out with a lower --lr, or try "
-                 "--dtype=float32")
-
-
-def warnings_about(history, max_response_tokens):
+def warnings_about(history):
     """What a user should know about the last step's metrics: a list of lines."""
     now, lines = history[-1], []
     diff, first_diff = now["logp_diff_mean"], history[0]["logp_diff_mean"]
@@ -307,10 +303,9 @@ def warnings_about(history, max_response_tokens):
                      f"{best['reward']:.3f} in step {best['step']}. It will not recover: stop, and "
                      "start anew with a lower --lr")
     if now["truncated"] > 0.5:
-        lines.append(f"{now['truncated']:.0%} of the responses were truncated at "
-                     f"{max_response_tokens} tokens, most of them before their answer: raise "
-                     "--max_response_tokens (from stage 1 on), or lower --lr if it began during "
-                     "training")
+        lines.append(f"{now['truncated']:.0%} of the responses were truncated, most of them before "
+                     "their answer: raise --max_response_tokens (from stage 1 on), or lower --lr "
+                     "if it began during training")
     return lines
 
 
@@ -323,3 +318,12 @@ def table_line(m):
             f"{m['logp_diff_max']:.1e}  {m['tokens'] / m['seconds_step']:5.0f}  "
             f"{m['seconds_generate']:13.2f} {m['seconds_reference']:4.2f} "
             f"{m['seconds_train']:5.2f} {m['seconds_sync']:4.2f}")
+
+
+def hardware():
+    """This job's machine in words, such as "1 x NVIDIA H100 80GB HBM3"."""
+    if cuda:
+        return f"{world_size} x {torch.cuda.get_device_name()}"
+    with open("/proc/cpuinfo") as f:
+        names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {(names or ['an unknown CPU'])[0]}"

@@ -1,12 +1,33 @@
-"""Responses that are on the disk as soon as they are finished: an interrupted job continues."""
+"""Responses on the disk: as they are sampled, as stage 1 keeps them, and as the paper published
+them.
+
+    responses.part.<engine>.jsonl    while stage 1 samples: the settings, then a response per line
+    values.pt                        when it is done: see estimate_value.py
+    responses.jsonl                  beside values.pt: all its responses, to read and to grade again
+"""
+import hashlib
 import json
 import os
 import time
 from glob import glob
+from typing import NamedTuple
 
-from lib.cli import progress
-from lib.distributed import all_gather, set_phase
+from lib.cli import check, progress
+from lib.distributed import all_gather, set_activity
 from lib.files import read_jsonl
+
+import torch
+
+# What decides the samples: those of runs that differ in any of these must not be mixed.
+SAMPLED_WITH = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")
+PARTS = "responses.part.*.jsonl"
+
+
+class Response(NamedTuple):
+    tokens: list      # response token ids, with the EOS if it ended by itself
+    text: str         # without special tokens
+    truncated: bool   # it reached the limit of tokens without an EOS
+    logps: list = ()  # ln p of each token as it was sampled, float; empty unless requested
 
 
 def sample(engine, todo, pattern, settings, max_response_tokens, temperature, desc="sampling"):
@@ -15,7 +36,7 @@ def sample(engine, todo, pattern, settings, max_response_tokens, temperature, de
     Each engine appends to a file of its own, `pattern` with its number for the *: first a line with
     the settings, then one per response, as soon as it is finished. Returns (seconds, tokens).
     """
-    set_phase(desc)
+    set_activity(desc)
     begin, tokens = time.time(), 0
     todo = engine.share(todo)
     stream = engine.stream([row["tokens"] for row, _, _ in todo], [seed for _, _, seed in todo],
@@ -51,3 +72,143 @@ def read_parts(pattern):
             settings, *lines = read_jsonl(path, ())
             parts.append((path, settings, lines))
     return parts
+
+
+# ---- values.pt -----------------------------------------------------------------------------------
+
+def load_values(path):
+    """The dictionary of a values.pt. Raises FileNotFoundError, or ValueError if it isn't one."""
+    try:
+        values = torch.load(path, weights_only=True)
+        keys = ("ids", "rewards", "lengths", "finished", "v_star", "meta")
+        return {key: values[key] for key in keys}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; make it with estimate_value.py and the "
+                                "same --model, --task and --out, or copy it from another run"
+                                ) from None
+    except Exception as e:
+        raise ValueError(f"{path}: not a whole values file ({type(e).__name__}); make it with "
+                         "estimate_value.py") from None
+
+
+def match_values(folder, rows, expected, filter_incorrect):
+    """For stage 2: (those rows that <folder>/values.pt has, their V* (P,), SHA-256 of both).
+
+    expected: what must be the same in the file's meta; filter_incorrect: leave out prompts that
+    were never solved. Raises OSError or ValueError with one line.
+    """
+    path = os.path.join(folder, "values.pt")
+    values = load_values(path)
+    for part, ours in expected.items():
+        theirs = values["meta"].get(part)
+        check(theirs == ours, f"{path} was made with another {part} than this run's ({theirs}, "
+              f"here {ours}): run estimate_value.py again with this run's settings, or mend them")
+    solved = (values["rewards"] == 1).any(1)                                               # (P,)
+    kept = [k for k, ever in enumerate(solved.tolist()) if ever or not filter_incorrect]
+    by_id, v_star = {row["id"]: row for row in rows}, values["v_star"][kept]
+    rows = [by_id[values["ids"][k]] for k in kept]
+    seen = json.dumps([[row["id"] for row in rows], v_star.tolist()])
+    return rows, v_star, hashlib.sha256(seen.encode()).hexdigest()
+
+
+def read_samples(folder, meta):
+    """For stage 1: the samples of an earlier run in `folder`, finished or interrupted, as
+    {(prompt id, sample number): {"sample", "text", "length", "finished"}}.
+
+    Raises ValueError, naming the setting, if they were sampled with other settings than `meta`.
+    """
+    def check_settings_of(theirs, path):
+        for key in SAMPLED_WITH:
+            check(theirs.get(key) == meta[key], f"{path} was sampled with {key} = "
+                  f"{theirs.get(key)}, this run has {meta[key]}; choose another --out, or delete "
+                  "that file to start anew")
+
+    samples = {}
+    values = os.path.join(folder, "values.pt")
+    if os.path.exists(values):
+        check_settings_of(load_values(values)["meta"], values)
+        for row in read_jsonl(os.path.join(folder, "responses.jsonl"), ("id", "responses")):
+            samples.update({(row["id"], s["sample"]): s for s in row["responses"]})
+    for path, settings, lines in read_parts(os.path.join(folder, PARTS)):
+        check_settings_of(settings, path)
+        for s in lines:
+            s.pop("tokens")  # their number is kept
+            samples[s.pop("id"), s["sample"]] = s
+    return samples
+
+
+# ---- the paper's published samples ---------------------------------------------------------------
+#
+# A row per prompt, on the Hugging Face hub as Cornell-AGI/gsm8k_size_qwen2.5_1.5b_eval and others:
+#
+#     prompt                      a list of messages; the first one's "content" is the prompt's text
+#     reward_model                {"ground_truth": the answer, ...}
+#     response_0, response_1 ...  the responses, text
+#     eval_0, eval_1 ...          their rewards
+
+def read_published(source, rows, n, tokenizer, max_response_tokens):
+    """The first n responses to each prompt of `rows` that the data set has, as read_samples()
+    returns them, each with "published": its published reward.
+
+    source: a .parquet file or a hub name; rows: data rows, found again by their prompts' text. No
+    column says whether a response ended by itself: those shorter than the limit are taken to have.
+    Raises OSError or ValueError with one line.
+    """
+    import datasets  # takes seconds to import
+    if os.path.exists(source) or source.endswith(".parquet"):
+        check(os.path.isfile(source), f"--responses_from={source}: no such file")
+        try:
+            table = datasets.Dataset.from_parquet(source)
+        except Exception as e:
+            raise ValueError(f"{source}: not a parquet file ({type(e).__name__})") from e
+    else:
+        try:
+            table = datasets.load_dataset(source, split="train")
+        except Exception as e:  # offline, no such data set, no access: the remedy is the same
+            raise OSError(f"the hub did not give {source} ({type(e).__name__}); download its "
+                          ".parquet file, and pass its path as --responses_from") from e
+    wanted = ["prompt", *(f"{name}_{i}" for name in ("response", "eval") for i in range(n))]
+    missing = [name for name in wanted if name not in table.column_names]
+    check(not missing, f"{source} has no column {', '.join(missing)}, only "
+          f"{', '.join(table.column_names)}")
+    ids = {row["prompt"].strip(): row["id"] for row in rows}
+    samples, found = {}, set()
+    for published in table:
+        prompt_id = ids.get(published["prompt"][0]["content"].strip())
+        if prompt_id is None:
+            continue
+        found.add(prompt_id)
+        texts = [published[f"response_{i}"] for i in range(n)]
+        lengths = [len(tokens) + 1 for tokens in tokenizer(texts)["input_ids"]]  # 1: EOS
+        for i in range(n):
+            samples[prompt_id, i] = {
+                "sample": i, "text": texts[i], "length": min(lengths[i], max_response_tokens),
+                "finished": lengths[i] <= max_response_tokens,
+                "published": float(published[f"eval_{i}"])}
+    check(found, f"{source}: none of its prompts is in data/; are task and model those that it was "
+          "made with?")
+    print(f"{source}: responses to {len(found):,} of {len(rows):,} prompts; "
+          f"{len(table) - len(found):,} of its prompts are not used")
+    return samples
+
+
+def push_responses(name, rows, samples):
+    """Upload responses in these columns to the hub data set `name`. rows: those with all samples;
+    samples: as read_samples() returns them, with "reward"."""
+    import datasets
+    try:
+        datasets.Dataset.from_list(published_rows(rows, samples)).push_to_hub(name)
+    except Exception as e:  # offline, no access: the files of stage 1 are complete
+        print(f"warning: the hub did not take {name} ({type(e).__name__}: "
+              f"{' '.join(str(e).split())[:200]}); the same command tries again")
+
+
+def published_rows(rows, samples):
+    """Responses in the paper's columns, one dictionary per prompt."""
+    table = {row["id"]: {
+        "data_source": row["task"], "prompt": [{"role": "user", "content": row["prompt"]}],
+        "reward_model": {"style": "rule", "ground_truth": row["answer"]}} for row in rows}
+    for (prompt_id, i), s in sorted(samples.items()):
+        if prompt_id in table:
+            table[prompt_id] |= {f"response_{i}": s["text"], f"eval_{i}": s["reward"]}
+    return list(table.values())

@@ -1,7 +1,8 @@
 """Tables of evaluation results, as markdown that is aligned for the screen, and the results that
 the A*-PO paper (arXiv 2505.20686) reports."""
+import os
 
-# Of models trained for 25 epochs on MATH: accuracy in percent on these benchmarks, greedy, of AMC23
+# Accuracy in percent on these benchmarks after 25 epochs of MATH: greedy, but for AMC23, which is
 # avg@32. By (hidden size, layers) of the model.
 PAPER_TASKS = ("math500", "minerva_math", "olympiadbench", "amc23")
 PAPER_RESULTS = {
@@ -16,46 +17,53 @@ PAPER_RESULTS = {
                  "A*-PO": (76.2, 34.6, 34.3, 56.3)}}
 
 
+def results_folder(model):
+    """Where evaluate.py writes what it measures: a local model's own folder, or below out/eval."""
+    return model if os.path.isdir(model) else os.path.join("out", "eval", model)
+
+
 def table(title, names, all_results):
     """Models side by side on one task: a line per measure, and per level and subject.
 
-    names, all_results: of the models; a result is an entry of eval.json.
+    names: the models; all_results: the entry of this task in each one's eval.json.
     """
-    lines = [[title, *names]]
+    lines, groups = [[title, *names]], all_results[0]["groups"]
     for key in all_results[0]:
-        if key != "groups":
+        if key not in ("groups", "settings"):
             lines.append([key.replace("_", " "), *(cell(key, r.get(key, "")) for r in all_results)])
-    groups = all_results[0]["groups"]
     for group, measured in groups.items():
         measures = [name for name in measured if name != "prompts"]
         lines.append([f"{group} ({measured['prompts']})", *(
             " / ".join(f"{r['groups'][group][name]:.1%}" for name in measures)
             for r in all_results)])
-    note = (f"\nOf each level and subject: {' / '.join(measures)}; in brackets the number of its "
-            "prompts.\n" if groups else "")
+    note = (f"\nEach level and subject: {' / '.join(measures)}; the number of its prompts is in "
+            "brackets.\n" if groups else "")
     return as_markdown(lines) + note
 
 
 def summary(names, by_task, shape):
     """All tasks in one table: a line per model, and the paper's results for models of this shape.
 
-    by_task: {task: [result of each model]}; shape: (hidden size, layers).
+    by_task: {task: [result of each model]}; shape: (hidden size, layers). Empty for one task that
+    the paper has not measured.
     """
+    paper = PAPER_RESULTS.get(shape, {}) if by_task.keys() & set(PAPER_TASKS) else {}
+    if len(by_task) == 1 and not paper:
+        return ""
     columns = {}
     for task, all_results in by_task.items():
         samples = [key for key in all_results[0] if key.startswith("avg@")]
-        # Of few prompts greedy accuracy is mostly chance.
+        # On few prompts greedy accuracy is mostly chance.
         few = all_results[0]["prompts"] < 100 and samples
         columns[task] = samples[0] if few else "greedy"
     lines = [["", *(f"{task}, {measure}" for task, measure in columns.items())]]
     for k, name in enumerate(names):
-        lines.append([name, *(cell(measure, by_task[task][k][measure])
+        lines.append([name, *(cell(measure, by_task[task][k].get(measure, ""))
                               for task, measure in columns.items())])
-    for name, percents in PAPER_RESULTS.get(shape, {}).items():
+    for name, percents in paper.items():
         of_task = dict(zip(PAPER_TASKS, percents, strict=True))
-        if of_task.keys() & columns:
-            lines.append([f"the paper's {name}",
-                          *(f"{of_task[t]:.1f}%" if t in of_task else "" for t in columns)])
+        lines.append([f"the paper's {name}",
+                      *(f"{of_task[t]:.1f}%" if t in of_task else "" for t in columns)])
     return as_markdown(lines)
 
 
@@ -79,5 +87,5 @@ def cell(key, value):
             return f"{value['value']:.3f} [{low:.3f}, {high:.3f}]"
         return f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]"
     formats = {"truncated": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}",
-               "graders_differ": "{:.2%}", "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
+               "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
     return formats.get(key, "{}").format(value)

@@ -35,8 +35,8 @@ for seed in $seeds; do
     $stage -m baselines.ppo config/math.py "$@" $common --out="$out/ppo"
     $stage -m baselines.rebel config/math.py "$@" $common $rebel --out="$out/rebel"
     $stage -m baselines.grpo config/math.py "$@" $common $grpo --out="$out/grpo"
-    python evaluate.py --plot="$out/apo,$out/ppo,$out/rebel,$out/grpo"
+    python report.py "$out/apo" "$out/ppo" "$out/rebel" "$out/grpo"
     models+=,$out/apo/model,$out/ppo/model,$out/rebel/model,$out/grpo/model
 done
 $stage evaluate.py config/math.py "$@" --model="$models" --task=$benchmarks \
-    --samples_per_prompt=32 --grader=paper --kl_to="$model"
+    --samples_per_prompt=32 --kl_to="$model"

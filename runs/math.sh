@@ -20,5 +20,6 @@ python prepare.py --task=math,$benchmarks "$@"
 $stage estimate_value.py config/math.py "$@" --model="$model" --out="$out"
 $stage train_apo.py config/math.py "$@" --model="$model" --out="$out"
 $stage evaluate.py config/math.py "$@" --model="$model,$out/model" --task=$benchmarks \
-    --samples_per_prompt=32 --grader=paper --kl_to="$model"
-python evaluate.py --report="$out"
+    --samples_per_prompt=32 --kl_to="$model"
+python bench/paper_grader.py "$out"/model/eval-*.jsonl
+python report.py "$out"

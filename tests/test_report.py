@@ -1,17 +1,14 @@
-"""Pictures and reports of runs, from a run's files that are written here by hand."""
+"""report.py: pictures, report and model card, from a run's files that are written here by hand."""
 import json
-import math
 import re
 
-import evaluate
+import report
+from evaluate import wilson
 from lib.files import write_jsonl
-from lib.plot import median_seconds, plot_runs, read_runs
-from lib.report import fenced, write_report
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from test_stages import error
 
 STEPS = 12
 
@@ -22,14 +19,20 @@ def metrics(steps=STEPS, **more):
              "seconds_generate": 2.0 + i, "seconds_reference": 0.5, "seconds_grade": 0.25,
              "seconds_train": 3.0, "seconds_sync": 0.125, "seconds_step": 6.0 + i, **more}
             for i in range(steps)]
-    rows[0] |= {"accuracy_start": 0.25, "accuracy_start_sampled": 0.125}
-    rows[-1] |= {"accuracy": 0.75, "accuracy_sampled": 0.5}
+    for row, accuracies in ((rows[0], {"accuracy_start": 0.25, "accuracy_start_sampled": 0.125}),
+                            (rows[-1], {"accuracy": 0.75, "accuracy_sampled": 0.5})):
+        row |= accuracies | {f"{key}_ci95": wilson(p, 8) for key, p in accuracies.items()}
     return rows
 
 
-def record(i, before, text):
+def record(i, reward, text):
     return {"id": f"q{i}", "task": "math", "prompt": f"prompt {i}", "answer": str(i),
-            "greedy": [{"text": text, "reward": before, "truncated": False, "tokens": 3}]}
+            "greedy": [{"text": text, "reward": reward, "truncated": False, "tokens": 3}]}
+
+
+def result(value):
+    return {"prompts": 8, "greedy": {"value": value, "ci95": [value - 0.1, value + 0.1]},
+            "groups": {"level 1": {"prompts": 8, "greedy": value}}, "settings": {"seed": 0}}
 
 
 @pytest.fixture
@@ -45,105 +48,93 @@ def folder(tmp_path, monkeypatch):
                 "lengths": torch.full((4, 4), 7, dtype=torch.int32),
                 "finished": torch.tensor([[True] * 4] * 3 + [[False] * 4]),
                 "v_star": torch.tensor([0.0, 0.25, 1.0, 0.25])}, "out/a/values.pt")
-    (tmp_path / "out/a/model").mkdir()
-    (tmp_path / "out/a/model/training.json").write_text(json.dumps(
-        {"steps": STEPS, "processes": 4, "hardware": "4 x NVIDIA H100 80GB HBM3",
-         "versions": {"python": "3.11.1", "torch": "2.13.0"},
-         "constants": {"model": "some/model", "task": "math", "batch_size": 256, "lr": 1e-6}}))
+    files = {"out/a/model/training.json":
+             {"steps": STEPS, "processes": 4, "hardware": "4 x NVIDIA H100 80GB HBM3",
+              "versions": {"python": "3.11.1", "torch": "2.13.0"},
+              "constants": {"model": "Qwen/Qwen2.5-1.5B", "task": "math", "batch_size": 256,
+                            "lr": 1e-6, "chat_template": False, "max_response_tokens": 64}},
+             "out/a/model/config.json": {"hidden_size": 1536, "num_hidden_layers": 28},
+             "out/a/model/eval.json": {"math500": result(0.5)},
+             "out/eval/Qwen/Qwen2.5-1.5B/eval.json": {"math500": result(0.25)}}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
     return tmp_path / "out/a"
 
 
-def test_every_number_of_a_report(folder):
-    assert write_report("out/a") == "out/a/report.md"
-    text = (folder / "report.md").read_text()
-    for line in ("- **model** some/model", "- **task** math", "- **steps** 12, of 256 prompts each",
+def interval(p):
+    low, high = wilson(p, 8)
+    return f"{p:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def test_every_number_of_a_report_and_a_card(folder):
+    """Both have what was run and its results; the report has stage 1, the time, and the responses,
+    which stay inside their fences."""
+    assert report.write_report("out/a") == "out/a/report.md"
+    text, card = (re.sub(" +", " ", (folder / name).read_text())
+                  for name in ("report.md", "model/README.md"))
+    for line in ("- **model** Qwen/Qwen2.5-1.5B", "- **steps** 12, of 256 prompts each",
                  "- **processes** 4", "- **hardware** 4 x NVIDIA H100 80GB HBM3",
                  "- **versions** python 3.11.1, torch 2.13.0", "lr = 1e-06",
                  "## Accuracy on 8 held-out prompts, with 95% intervals",
-                 "## Stage 1: 4 prompts, 4 samples each", "- mean reward 0.375, mean V* 0.375",
-                 "- prompts that were never solved 25.0%, always solved 25.0%",
-                 "- response length 7.0 tokens; truncated 25.0%",
-                 "| generate | 7.50 | 65% |", "| train | 3.00 | 26% |", "| rest | 0.12 | 1% |"):
-        assert f"{line}\n" in text, line
-
-    def interval(p, n):  # the two solutions of (p - x)^2 = z^2 x (1 - x) / n
-        a, b, c = 1 + 1.96 ** 2 / n, -(2 * p + 1.96 ** 2 / n), p * p
-        root = math.sqrt(b * b - 4 * a * c)
-        return f"{p:.1%} [{(-b - root) / 2 / a:.1%}, {(-b + root) / 2 / a:.1%}]"
-
-    assert f"| greedy | {interval(0.25, 8)} | {interval(0.75, 8)} |" in text
-    assert f"temperature 1 | {interval(0.125, 8)} | {interval(0.5, 8)} |" in text
+                 f"| greedy | {interval(0.25)} | {interval(0.75)} |",
+                 f"| one sample at temperature 1 | {interval(0.125)} | {interval(0.5)} |",
+                 "| greedy | 25.0% [15.0%, 35.0%] | 50.0% [40.0%, 60.0%] |",
+                 "| level 1 (8) | 25.0% | 50.0% |", "| the paper's A*-PO | 57.8% |"):
+        assert f"{line}\n" in text and f"{line}\n" in card, line
     hours = sum(6 + i for i in range(STEPS)) / 3600
-    assert f"All 12 steps took {hours:.2f} hours" in text and f"{4 * hours:.2f} GPU-hours" in text
-    # Four prompts became right, and one is still wrong; responses stay inside their fences.
-    assert re.findall(r"### (q\d), answer (\d)", text) == [
-        (f"q{i}", str(i)) for i in (2, 3, 4, 5, 6)]
-    assert "Greedy after 0 steps, reward 0:\n\n```text\nold 2\n```\n" in text
-    assert "Greedy after 12 steps, reward 1:\n\n````text\nnew ``` 2\n```\n# no title\n````\n" in (
-        text)
-    assert "neither" not in text
+    for line in ("## Stage 1: 4 prompts, 4 samples each", "- mean reward 0.375, mean V* 0.375",
+                 "- prompts that were never solved 25.0%, always solved 25.0%",
+                 "- response length 7.0 tokens; truncated 25.0%", "| generate | 7.50 | 65% |",
+                 "| train | 3.00 | 26% |", "| rest | 0.12 | 1% |",
+                 "Greedy after 0 steps, reward 0:\n\n```text\nold 2\n```",
+                 "Greedy after 12 steps, reward 1:\n\n````text\nnew ``` 2\n```\n# no title\n````"):
+        assert f"{line}\n" in text, line
+    assert f"took {hours:.2f} hours" in text and f"{4 * hours:.2f} process-hours" in text
+    # Four prompts became right, and one is still wrong.
+    assert re.findall(r"### (q\d), answer", text) == [f"q{i}" for i in (2, 3, 4, 5, 6)]
+    assert "neither" not in text and report.fenced("x" * 5000).count("x") == 1501  # and one in text
+    assert "base_model: Qwen/Qwen2.5-1.5B\n" in card and "prompt = 'prompt 0'" in card
     for name in ("curves.png", "values.png"):
         assert f"({name})" in text and (folder / name).stat().st_size > 5000
 
 
 def test_a_report_of_less(folder):
-    """Not finished, without stage 1, without evaluations."""
-    for name in ("values.pt", "model/training.json", *(f"eval-{i:06d}.jsonl" for i in (0, 4, 12))):
+    """A run that is not finished, without stage 1 and without evaluations, has a report, too."""
+    for name in ("values.pt", "model/training.json", "model/eval.json",
+                 *(f"eval-{i:06d}.jsonl" for i in (0, 4, 12))):
         (folder / name).unlink()
     write_jsonl(folder / "metrics.jsonl", [{"step": 0, "reward": 0.5, "seconds_step": 2.0}])
-    write_report("out/a")
+    report.write_report("out/a")
     text = (folder / "report.md").read_text()
     assert "The run is not finished: 1 steps are done" in text
-    for title in ("## Stage 1", "## Accuracy", "## Five", "## Constants", "hours:"):
+    for title in ("## Stage 1", "## Accuracy", "## Measured", "## Five", "## Constants", "hours:"):
         assert title not in text
+    assert not (folder / "model/README.md").exists()
 
 
-def test_what_evaluate_measured_is_in_the_report(folder):
-    (folder / "model/eval.md").write_text("| math | out/a/model |\n")
-    write_report("out/a")
-    assert "## Measured by evaluate.py\n\n| math | out/a/model |\n" in (
-        folder / "report.md").read_text()
-
-
-def test_long_responses_are_cut():
-    assert fenced("x" * 5000) == f"```text\n{'x' * 1500} ... (5,000 characters)\n```\n"
-
-
-def test_runs_over_each_other(folder, monkeypatch):
-    """Every panel has a line per run, which says what the metrics say; GRPO's and a stopped run's
-    metrics, too; a long run is smoothed."""
+def test_runs_over_each_other(folder, monkeypatch, capsys):
+    """Every panel has a line per run, which says what the metrics say. A long run is smoothed. A
+    folder without a run is an error in one line."""
     write_jsonl("out/b/metrics.jsonl", metrics(5, v_star=0.5))
     write_jsonl("out/long/metrics.jsonl", metrics(400))
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)
-    runs = read_runs(["out/a", "out/b", "out/long"])
-    plot_runs(runs, "out/b/compare.png")
-    axes = {ax.get_title(): ax for ax in figures[0].axes}
+    report.main(["out/a/", "out/long", "out/b"])
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"wrote out/{name}/report.md" for name in ("a", "long", "b")), "wrote out/b/compare.png"]
+    axes = {ax.get_title(): ax for ax in figures[-1].axes}
     assert len(axes) == 8 and [text.get_text() for text in axes["training reward"].get_legend()
-                               .get_texts()] == ["a", "b", "long"]
+                               .get_texts()] == ["a", "long", "b"]
     reward = axes["training reward"].get_lines()
     assert len(reward) == 4 and reward[0].get_ydata() == pytest.approx(
         [m["reward"] for m in metrics()])
-    assert reward[3].get_ydata()[200] == pytest.approx(0.3 + 0.05 * 200)  # of a straight line
-    steps, seconds = (ax.get_lines() for ax in figures[0].axes[1:3])
-    assert list(steps[1].get_xdata()) == [0, 5] and list(steps[1].get_ydata()) == [0.125, 0.5]
-    assert list(seconds[1].get_xdata()) == pytest.approx([0, 6 + 7 + 8 + 9 + 10])
-    assert len(axes["seconds of a step, median"].patches) == 3 * 6
-    assert median_seconds(runs["out/b"]) == {"generate": 4, "reference": 0.5, "grade": 0.25,
-                                             "train": 3, "sync": 0.125, "rest": 0.125}
+    assert reward[2].get_ydata()[200] == pytest.approx(0.3 + 0.05 * 200)  # of a straight line
+    steps, seconds = (ax.get_lines() for ax in figures[-1].axes[1:3])
+    assert list(steps[2].get_xdata()) == [0, 5] and list(steps[2].get_ydata()) == [0.125, 0.5]
+    assert list(seconds[2].get_xdata()) == pytest.approx([0, 6 + 7 + 8 + 9 + 10])
+    assert report.median_seconds(metrics(5)) == {"generate": 4, "reference": 0.5, "grade": 0.25,
+                                                 "train": 3, "sync": 0.125, "rest": 0.125}
     assert plt.imread("out/b/compare.png").shape[:2] == (900, 1200)
-
-
-def test_from_the_command_line(folder, monkeypatch, capsys):
-    def said(**constants):
-        with monkeypatch.context() as m:
-            for name, value in constants.items():
-                m.setattr(evaluate, name, value)
-            evaluate.main()
-        return capsys.readouterr().out
-
-    write_jsonl("out/b/metrics.jsonl", metrics())
-    assert said(plot="out/a,out/b") == "wrote out/b/compare.png\n"
-    assert said(plot="out/a/") == "wrote out/a/curves.png\n"
-    assert said(report="out/a/") == "wrote out/a/report.md\n"
-    assert "out/c/metrics.jsonl: no such file" in error(evaluate, monkeypatch, plot="out/a,out/c")
+    with pytest.raises(SystemExit, match="out/c/metrics.jsonl: no such file"):
+        report.main(["out/c"])

@@ -1,4 +1,5 @@
-"""Tasks that users bring: a Python file, rows of their own, and published samples for stage 1."""
+"""Tasks: those with a base model of their own, and what users bring: a Python file, rows, published
+samples."""
 import json
 import random
 import re
@@ -6,31 +7,28 @@ import re
 import estimate_value
 import prepare
 import reward
-import tasks
-import train_apo
 from lib.base_model import byte_tokenizer
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
-from lib.published import published_rows, read_published
-from lib.values import load_values
+from lib.samples import load_values, published_rows, read_published
+from reward import load_task
 
 import datasets
 import pytest
 import torch
-from conftest import REPO, cpu_only, metrics_of, run
+from conftest import cpu_only, metrics_of, run
 from test_stages import SMALL, error
 
 pytestmark = cpu_only
-COUNTDOWN = str(REPO / "examples/countdown.py")
 SHORT = ("--max_response_tokens=128", "--model=data/countdown/model")
 
 
-# ---- a task file ---------------------------------------------------------------------------------
+# ---- tasks with a base model ---------------------------------------------------------------------
 
 def test_countdown():
-    """Every target can be made; test prompts are no training prompts; the reward gives 1, 0.1 or 0
-    as it says; and responses of the base model are right about as often as they should be."""
-    task = tasks.load_task(COUNTDOWN)
+    """Every target can be made; test prompts are no training prompts; the reward is 1, 0.1 or 0;
+    the base model's responses are right about as often as they should be."""
+    task = load_task("countdown")
     train, test = list(task.rows("train")), list(task.rows("test"))
     assert len(train) == len(test) == 1024 and train == list(task.rows("train"))
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
@@ -46,35 +44,30 @@ def test_countdown():
             ("<answer>4</answer>", 0), ("<answer>9-3-2", 0), ("", 0),
             ("<answer>__import__('os')</answer>", 0)):
         assert task.reward(response, "4 from 3 9 2", True) == expected, response
-    batch = list(task.pretraining_batch(random.Random(0), 500))
-    texts = [(prompt, response, re.search(r"Make (\S+) ", prompt)[1],
-              " ".join(re.findall(r"\d+", prompt.split("from")[1]))) for prompt, response in batch]
-    rewards = [task.reward(response, f"{target} from {numbers}", True)
-               for _, response, target, numbers in texts]
+    rewards = []
+    for prompt, response in task.pretraining_batch(random.Random(0), 500):
+        target = re.search(r"Make (\S+) ", prompt)[1]
+        numbers = " ".join(re.findall(r"\d+", prompt.split("from")[1]))
+        rewards.append(task.reward(response, f"{target} from {numbers}", True))
     assert set(rewards) == {0.1, 1} and 0.25 < rewards.count(1) / 500 < 0.5
 
 
 def test_facts():
-    """Solutions are right; the base model's are wrong by 1 in a column, as often as each fact is
-    unknown; held-out prompts are in no other split."""
-    facts = tasks.load_task(str(REPO / "examples/facts.py"))
+    """Solutions are right. The base model's are wrong by 1 in a column, as often as each fact is
+    unknown. Held-out prompts are in no other split."""
+    facts = load_task("facts")
     rows = {split: list(facts.rows(split)) for split in ("train", "test")}
-    assert [len(rows[split]) for split in rows] == [1024, 256]
     prompts = {split: {row["prompt"] for row in rows[split]} for split in rows}
-    assert len(prompts["train"]) == 1024 and not prompts["train"] & prompts["test"]
+    assert [len(prompts[split]) for split in rows] == [1024, 256]
+    assert not prompts["train"] & prompts["test"]
     assert all(facts.reward(row["solution"], row["answer"], True) == 1 for row in rows["train"])
-
     known, count = {}, {}
     for prompt, response in facts.pretraining_batch(random.Random(0), 20_000):
         assert prompt not in prompts["test"]
-        right = True
         for fact, total in re.findall(r"(\d\+\d\+\d)=(\d+)", response):
             error = int(total) - sum(map(int, fact.split("+")))
             assert error in (-1, 0, 1)
             known.setdefault(fact, []).append(error == 0)
-            right &= error == 0
-        answer = str(sum(map(int, prompt.removesuffix("=?\n").split("+"))))
-        assert not right or facts.reward(response, answer, True) == 1
     shares = [sum(of_fact) / len(of_fact) for of_fact in known.values() if len(of_fact) > 100]
     for share in shares:
         nearest = min((0.1, 0.5, 0.95), key=lambda p: abs(p - share))
@@ -83,101 +76,58 @@ def test_facts():
     assert len(shares) > 150 and count[0.95] > count[0.5] > count[0.1] > 15
 
 
-def test_a_task_file_through_all_stages(tmp_path):
-    """Its rewards of 0.1 reach V*, the loss and the evaluation, as they are."""
-    run("prepare.py", f"--task={COUNTDOWN}", "--base_steps=60", cwd=tmp_path)
-    run("estimate_value.py", f"--task={COUNTDOWN}", *SHORT, "--max_prompts=32", cwd=tmp_path)
+# ---- a user's task file --------------------------------------------------------------------------
+
+def test_a_task_with_partial_credit_through_all_stages(tmp_path):
+    """Rewards of 0.1 reach V*, the metrics and the evaluation as they are."""
+    run("prepare.py", "--task=countdown", "--base_steps=60", cwd=tmp_path)
+    run("estimate_value.py", "--task=countdown", *SHORT, "--max_prompts=32", cwd=tmp_path)
     values = load_values(tmp_path / "out/countdown/values.pt")
-    responses = read_jsonl(tmp_path / "out/countdown/responses.jsonl", ())
-    task = tasks.load_task(COUNTDOWN)
+    task = load_task("countdown")
     by_hand = [[task.reward(s["text"], row["answer"], True) for s in row["responses"]]
-               for row in responses]
+               for row in read_jsonl(tmp_path / "out/countdown/responses.jsonl", ())]
     assert values["rewards"].tolist() == torch.tensor(by_hand).tolist()
-    assert values["rewards"].unique().tolist() == pytest.approx([0, 0.1]) or (
-        0.1 in values["rewards"])
-    expected = 0.5 * (values["rewards"] / 0.5).exp().mean(1).log()
-    torch.testing.assert_close(values["v_star"], expected)
-    run("train_apo.py", f"--task={COUNTDOWN}", *SHORT, *SMALL, "--max_steps=1", "--save_rollouts=1",
+    assert (values["rewards"] == 0.1).any()
+    torch.testing.assert_close(values["v_star"], 0.5 * (values["rewards"] / 0.5).exp().mean(1).log())
+    run("train_apo.py", "--task=countdown", *SHORT, *SMALL, "--max_steps=1", "--save_rollouts=1",
         cwd=tmp_path)
     rollouts = read_jsonl(tmp_path / "out/countdown/rollouts/step-000001.jsonl", ())
     [m] = metrics_of(tmp_path / "out/countdown")
     assert m["reward"] == pytest.approx(sum(r["reward"] for r in rollouts) / 32)
-    run("evaluate.py", f"--task={COUNTDOWN}", "--model=out/countdown/model", "--max_prompts=16",
+    run("evaluate.py", "--task=countdown", "--model=out/countdown/model", "--max_prompts=16",
         "--max_response_tokens=128", "--samples_per_prompt=2", cwd=tmp_path)
     results = json.loads((tmp_path / "out/countdown/model/eval.json").read_text())["countdown"]
-    records = read_jsonl(tmp_path / "out/countdown/model/eval-countdown.jsonl", ())
-    rewards = [[s["reward"] for s in record["samples"]] for record in records]
-    assert results["avg@2"]["value"] == sum(r == 1 for pair in rewards for r in pair) / 32
-    if not {0.0, 1.0}.issuperset(r for pair in rewards for r in pair):
-        assert results["reward"]["value"] == pytest.approx(sum(map(sum, rewards)) / 32)
+    rewards = [s["reward"] for record in read_jsonl(
+        tmp_path / "out/countdown/model/eval-countdown.jsonl", ()) for s in record["samples"]]
+    assert results["avg@2"]["value"] == rewards.count(1) / 32
+    if not {0.0, 1.0}.issuperset(rewards):
+        assert results["reward"]["value"] == pytest.approx(sum(rewards) / 32)
 
 
 ROWS = 'def rows(split):\n    return [{"prompt": "2 + 2?", "answer": "4"}] * 4\n'
 
 
 @pytest.mark.parametrize("source, message", [
-    (None, "mine.py: no such task file"),
+    (None, "there is no task 'mine.py'"),
     ("1 / 0\n", "mine.py can't be loaded: ZeroDivisionError: division by zero (mine.py, line 1)"),
     ("def rows(split)\n", "mine.py can't be loaded: SyntaxError: "),
     (ROWS, "mine.py defines no function reward(response, answer, finished)"),
     ("def reward(*_):\n    return 1\n", "mine.py defines no function rows(split)"),
-    ("def rows(split):\n    return []\nreward = rows\n", "mine.py: the train split has no rows"),
+    ("def rows(split):\n    return []\nreward = rows\n", "mine: the train split has no rows"),
     ("def rows(split):\n    return [{}['x']]\nreward = rows\n",
      "mine.py: rows('train') raised KeyError: 'x' (mine.py, line 2)"),
     ("def rows(split):\n    return [{'prompt': '?', 'answer': 4}]\nreward = rows\n",
      "answer = 4 is not a string"),
     ("def rows(split):\n    return [{'prompt': '?'}]\nreward = rows\n",
-     "mine.py: row 1 of train has no 'answer' in it, only prompt"),
+     "mine: row 1 of train has no 'answer' in it, only prompt"),
 ])
 def test_task_files_that_are_wrong(source, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tasks.load_task.cache_clear()
+    load_task.cache_clear()
     if source:
         (tmp_path / "mine.py").write_text(source)
     assert message in error(prepare, monkeypatch, task="mine.py")
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] in ([], ["__pycache__"])
-
-
-@pytest.mark.parametrize("body, message", [
-    ("return 2", "returned 2, which is not a number from 0 to 1"),
-    ("return '1'", "returned '1', which is not a number from 0 to 1"),
-    ("return float('nan')", "returned nan, which is not a number from 0 to 1"),
-    ("return None", "returned None, which is not a number from 0 to 1"),
-    ("return [][1]", "raised IndexError: list index out of range (mine.py, line 2)"),
-])
-def test_rewards_that_are_wrong(body, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = f"def reward(response, answer, finished):\n    {body}\n{ROWS}"
-    (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(ValueError) as e:
-        reward.grade([{"task": str(tmp_path / "mine.py"), "answer": "4"}], ["It is 4"], [False])
-    assert message in str(e.value) and "\n" not in str(e.value)
-    assert "for the response 'It is 4' and the answer '4'" in str(e.value)
-
-
-def test_rewards_in_their_processes(tmp_path):
-    """A number of any kind will do; what it prints disturbs nothing; the time limit holds."""
-    (tmp_path / "mine.py").write_text(
-        "import numpy as np\n" + ROWS + "def reward(response, answer, finished):\n"
-        "    print('here', response)\n"
-        "    while response == 'hang':\n        pass\n"
-        "    return {'numpy': np.float32(0.25), 'true': True, 'one': 1}.get(response, 0)\n")
-    texts = ["numpy", "true", "hang", "one", "zero"]
-    graded = reward.grade([{"task": str(tmp_path / "mine.py"), "answer": "4"}] * 5, texts,
-                          [False] * 5)
-    assert graded.rewards == [0.25, 1, 0, 1, 0]
-    assert graded.timed_out == [False, False, True, False, False]
-
-
-def test_a_task_file_is_part_of_the_fingerprint(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text("def reward(response, answer, finished):\n    return 1\n" + ROWS)
-    rows = [{"task": str(path)}]
-    before, built_in = reward.fingerprint(rows), reward.fingerprint([{"task": "math"}])
-    path.write_text(path.read_text().replace("1", "0", 1))
-    assert reward.fingerprint(rows) != before
-    assert reward.fingerprint([{"task": "math"}]) == built_in
-    assert reward.fingerprint([{"task": "gsm8k"}]) != built_in  # another of our rewards
 
 
 FAILS_IN_STEP_2 = """
@@ -198,7 +148,7 @@ def reward(response, answer, finished):
 
 @pytest.mark.slow
 def test_a_reward_that_fails_during_training_loses_nothing(workdir):
-    """One line, and a checkpoint of the steps before."""
+    """A user's own task file: one line says what failed, and a checkpoint has the steps before."""
     (workdir / "mine.py").write_text(FAILS_IN_STEP_2)
     mine = ("--task=mine.py", "--model=data/arithmetic/model")
     run("prepare.py", "--task=mine.py", cwd=workdir)
@@ -212,58 +162,70 @@ def test_a_reward_that_fails_during_training_loses_nothing(workdir):
     assert (workdir / "out/mine/ckpt/step-000002").is_dir()
 
 
-# ---- rows of one's own ---------------------------------------------------------------------------
+# ---- a user's rows -------------------------------------------------------------------------------
 
-def test_own_rows(tmp_path, monkeypatch):
-    """One file: a tenth is held out, and rows keep their ids. A folder: both splits as they are."""
+def test_own_rows(base, tmp_path, monkeypatch):
+    """One file: a random tenth is held out, and rows keep their ids. A folder: both splits stay as
+    they are. Stage 1 takes both."""
     monkeypatch.chdir(tmp_path)
-    mine = [{"prompt": f"{i} + 1 = ?", "answer": str(i + 1), "id": f"q{i}"} for i in range(45)]
+    mine = [{"prompt": f"{i}+{i}=?\n", "answer": str(2 * i), "id": f"q{i}"} for i in range(45)]
     write_jsonl("mine.jsonl", mine)
-    run("prepare.py", "--source=mine.jsonl", "--reward=math", cwd=tmp_path)
+    run("prepare.py", "--source=mine.jsonl", "--reward=gsm8k", cwd=tmp_path)
     train, test = (read_jsonl(f"data/mine/{split}.jsonl", ()) for split in ("train", "test"))
     assert len(test) == 5 and {r["id"] for r in train + test} == {r["id"] for r in mine}
     assert not {r["id"] for r in train} & {r["id"] for r in test}
-    assert all(row["task"] == "math" for row in train)
-    loaded = load_prompts("mine", "test", byte_tokenizer(), 0, False, 99, reward.reward_of)
-    graded = reward.grade(loaded, [rf"\boxed{{{r['answer']}}}" for r in loaded], [False] * 5)
+    loaded = load_prompts("mine", "test", byte_tokenizer(), 0, 99)
+    graded = reward.grade(loaded, [f"#### {r['answer']}" for r in loaded], [False] * 5)
     assert graded.rewards == [1.0] * 5
+    done = run("estimate_value.py", "--task=mine", f"--model={base / 'data/arithmetic/model'}",
+               "--samples_per_prompt=2", cwd=tmp_path)
+    assert "40 prompts x 2 samples" in done.stdout
     write_jsonl("both/train.jsonl", mine[:3])
-    write_jsonl("both/test.jsonl", [{"prompt": "?", "answer": "1"}])
-    run("prepare.py", "--source=both", f"--reward={COUNTDOWN}", cwd=tmp_path)
+    write_jsonl("both/test.jsonl", [{"prompt": "?", "answer": "1"}, {"prompt": "?", "answer": ""}])
+    done = run("prepare.py", "--source=both", "--reward=countdown", cwd=tmp_path)
     [row] = read_jsonl("data/both/test.jsonl", ())
-    assert row == {"id": "both/test/0", "prompt": "?", "answer": "1", "task": COUNTDOWN}
-    for settings, message in (
-            ({"reward": "chess", "source": "mine.jsonl"}, "task 'chess' has no reward"),
-            ({"reward": "math"}, "set --source to their file or folder"),
-            ({"reward": "math", "source": "math.jsonl"}, "there is a built-in task math"),
-            ({"reward": "math", "source": "nowhere"}, "neither nowhere/train.jsonl nor ")):
+    assert row == {"id": "both/test/0", "task": "countdown", "prompt": "?", "answer": "1"}
+    assert "1 prompts (1 dropped" in done.stdout
+    for settings, message in (({"reward": "chess", "source": "mine.jsonl"}, "no task 'chess'"),
+                              ({"reward": "math"}, "set --source to their file or folder")):
         assert message in error(prepare, monkeypatch, **settings)
+
+
+@pytest.mark.parametrize("number, held_out", [(1, 1), (10, 1), (11, 2), (4990, 499), (5000, 500),
+                                              (5010, 500)])
+def test_the_held_out_tenth(number, held_out, tmp_path):
+    """It is rounded up, is at most 500 rows, and depends on the seed."""
+    path = tmp_path / "mine.jsonl"
+    write_jsonl(path, [{"id": i} for i in range(number)])
+    found = prepare.source_rows(str(path), "mine", ("train", "test"), 0)
+    assert len(found["test"]) == held_out
+    assert sorted(r["id"] for r in found["train"] + found["test"]) == list(range(number))
+    other = prepare.source_rows(str(path), "mine", ("train", "test"), 1)
+    assert number < 4990 or other["test"] != found["test"]
 
 
 # ---- published samples ---------------------------------------------------------------------------
 
 @pytest.fixture
 def published(workdir):
-    """The base's 256 prompts x 8 samples in the paper's columns, other rewards at some."""
+    """The base's 256 prompts x 8 samples in the paper's columns, a tenth with another reward."""
     rows = read_jsonl("out/arithmetic/responses.jsonl", ())
     samples = {(row["id"], s["sample"]): s for row in rows for s in row["responses"]}
     rng = random.Random(0)
     for s in samples.values():
         if rng.random() < 0.1:
             s["reward"] = 1 - s["reward"]
-    rows = [{**row, "task": "arithmetic"} for row in rows]
-    table = published_rows(rows, samples)
+    table = published_rows([{**row, "task": "arithmetic"} for row in rows], samples)
     assert {"prompt", "reward_model", "response_0", "response_7", "eval_7"} <= set(table[0])
     table.append({**table[0], "prompt": [{"role": "user", "content": "of another data set"}]})
     datasets.Dataset.from_list(table).to_parquet("published.parquet")
     return table
 
 
-@pytest.mark.parametrize("beta1", [0.5, 0.0])
-@pytest.mark.parametrize("keep_rewards", [True, False])
+@pytest.mark.parametrize("keep_rewards, beta1", [(True, 0.5), (True, -1.0), (False, 0.0)])
 def test_published_samples(published, workdir, keep_rewards, beta1):
-    """values.pt without sampling, from the published rewards or from ours; stage 2 takes it.
-    beta1 = 0 is the mean."""
+    """values.pt is made without sampling, from the published rewards or from ours; stage 2 takes
+    it. beta1 = 0 is the mean, a negative one is 0."""
     before = load_values("out/arithmetic/values.pt")
     done = run("estimate_value.py", "--responses_from=published.parquet", "--out=out/p",
                f"--keep_rewards={keep_rewards}", f"--beta1={beta1}", cwd=workdir)
@@ -275,15 +237,16 @@ def test_published_samples(published, workdir, keep_rewards, beta1):
     of_ours = torch.tensor([ours[i] for i in values["ids"]])
     rewards = of_theirs if keep_rewards else of_ours
     assert torch.equal(values["rewards"], rewards) and not torch.equal(of_theirs, of_ours)
-    expected = 0.5 * (rewards / 0.5).exp().mean(1).log() if beta1 else rewards.mean(1)
-    torch.testing.assert_close(values["v_star"], expected)
+    expected = {0.5: 0.5 * (rewards / 0.5).exp().mean(1).log(), 0.0: rewards.mean(1),
+                -1.0: torch.zeros(len(rewards))}
+    torch.testing.assert_close(values["v_star"], expected[beta1])
     assert f"differs from the published rewards in {(of_theirs != of_ours).sum()} of 2,048" in (
         done.stdout)
     assert "responses to 256 of 1,024 prompts; 1 of its prompts are not used" in done.stdout
-    # Tokens of a text: those that were sampled, but for few that no text is written with.
+    # The tokens of a text are those that were sampled, but for a few texts.
     assert (values["lengths"] == before["lengths"]).float().mean() > 0.99
     assert "sampling" not in done.stdout
-    if keep_rewards and beta1:
+    if beta1 == 0.5:
         run("train_apo.py", "--out=out/p", *SMALL, "--max_steps=1", cwd=workdir)
         again = run("estimate_value.py", "--out=out/p", cwd=workdir, check=False)
         assert "was sampled with seed = published.parquet, this run has 0" in again.stdout
@@ -298,26 +261,23 @@ def test_published_samples_that_do_not_fit(published, workdir, monkeypatch):
             ("nowhere.parquet", "--responses_from=nowhere.parquet: no such file"),
             ("no-such/data-set", "the hub did not give no-such/data-set")):
         assert message in error(estimate_value, monkeypatch, responses_from=source, out="out/p")
-    rows = [{"id": "a", "prompt": "another"}]
-    with pytest.raises(ValueError, match="none of its prompts is in data/"):
-        read_published("published.parquet", rows, 8, byte_tokenizer(), 32)
-    assert not (workdir / "out/p").exists() and train_apo.beta2 == 1e-3
 
 
-def test_published_samples_at_the_limit(published):
-    """A response of the limit's length, EOS included, ended by itself; a longer one did not."""
+def test_the_length_of_published_responses(published, workdir):
+    """A response that has exactly the limit's length, EOS included, ended by itself; a longer one
+    did not."""
     rows = read_jsonl("data/arithmetic/train.jsonl", ())
     texts = {t["prompt"][0]["content"]: t["response_0"] for t in published}
-    samples = read_published("published.parquet", rows, 1, byte_tokenizer(), 20)
-    prompts = {r["id"]: r["prompt"] for r in rows}
+    sizes = {r["id"]: len(texts[r["prompt"]].encode()) + 1 for r in rows if r["prompt"] in texts}
+    limit = sorted(sizes.values())[len(sizes) // 2]  # some responses have this length
+    samples = read_published("published.parquet", rows, 1, byte_tokenizer(), limit)
     for (i, _), s in samples.items():
-        size = len(texts[prompts[i]].encode()) + 1
-        assert (s["length"], s["finished"]) == (min(size, 20), size <= 20)
-    assert {s["finished"] for s in samples.values()} == {True, False}
+        assert (s["length"], s["finished"]) == (min(sizes[i], limit), sizes[i] <= limit)
+    assert len(samples) == 256 and max(sizes.values()) > limit
 
 
 def test_the_responses_are_uploaded_or_not(workdir):
-    """Without a hub: one line, after the files are written."""
+    """Without a hub a warning follows, after the files are written."""
     done = run("estimate_value.py", "--push_to_hub=some/data", "--max_prompts=256", cwd=workdir)
     assert "warning: the hub did not take some/data (" in done.stdout
     assert done.stdout.index("wrote out/arithmetic") < done.stdout.index("warning: the hub")

@@ -1,12 +1,12 @@
 """Sums of two-digit numbers, by a small model that knows some facts of addition better than others.
 
-A response adds column by column, each with a fact such as "7+8+1=16": two digits and a carry. The
-base model knows half of the facts almost surely, others half of the time, and others hardly: then
-it makes a mistake, the same for each fact. A prompt is as hard as its facts together: some are
-solved always, some never in eight samples. What is learned is learned fact by fact, so a run takes
-longer than on the arithmetic task, and differences between algorithms have time to show:
+A response adds column by column. Each column is a fact such as "7+8+1=16": two digits and a carry.
+The base model knows half of the facts almost surely, a third half of the time, and the others
+hardly; its mistake in a fact is always the same one. A prompt is as hard as its facts together:
+some prompts are always solved, others never in eight samples. The model learns fact by fact, so a
+run takes longer than on the arithmetic task, and differences between algorithms have time to show:
 
-    python prepare.py --task=examples/facts.py
+    python prepare.py --task=facts
     python estimate_value.py config/facts.py
     python train_apo.py config/facts.py
 """
@@ -20,7 +20,7 @@ KNOWN = (0.95, 0.95, 0.95, 0.5, 0.5, 0.1)  # how often a fact is right in the ba
 
 
 def column(a, b, carry, rng=None):
-    """The sum that is written for a column; rng: as the base model does, None: the right one."""
+    """The sum in a column: the base model's if rng is given, else the right one."""
     fact = zlib.crc32(f"{a}+{b}+{carry}".encode())
     mistake = rng is not None and rng.random() > KNOWN[fact // 2 % len(KNOWN)]
     return a + b + carry + (mistake and (1 if fact % 2 else -1))

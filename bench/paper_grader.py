@@ -1,11 +1,25 @@
 r"""The rewards of the A*-PO paper's code, for results that are to be compared with published ones.
 
-They compare strings, where reward.py compares values: 0.50 is not 1/2 here. The paper's repository
-is a fork of verl, whose rules for MATH are those of Hendrycks et al. 2021 (arXiv 2103.03874).
+    python bench/paper_grader.py out/math/model/eval-math500.jsonl [more files]
+
+The argument is a file of responses that evaluate.py has written. The table shows the accuracy by
+this repository's rewards and by the paper's, and how often they differ; --show=5 also prints the
+answers of the first five responses on which they differ. The paper's rewards compare strings, where
+reward.py compares values: 0.50 is not 1/2 here. The paper's repository is a fork of verl, whose
+rules for MATH are those of Hendrycks et al. 2021 (arXiv 2103.03874).
 """
 import re
+import sys
+from pathlib import Path
 
-from lib.answers import last_boxed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lib.answers import last_boxed  # noqa: E402
+from lib.cli import configure  # noqa: E402
+from lib.files import read_jsonl  # noqa: E402
+
+show = 0  # responses on which the two graders differ
+# --------------------------------------------------------------------------------------------------
 
 
 def gsm8k(response, answer, finished=True):
@@ -80,3 +94,29 @@ def add_braces_to_fractions(text):
         else:
             result += f"{{{part[0]}}}{{{part[1]}}}{part[2:]}"
     return result
+
+
+def main(args, files):
+    for file in files:
+        rights, differ = {"reward.py": [], "the paper's": []}, []
+        records = read_jsonl(file, ("task", "answer", "greedy"))
+        for record in records:
+            grade = {"gsm8k": gsm8k, "math": math}[record["task"]]
+            for response in record["greedy"] + record.get("samples", []):
+                paper = grade(response["text"], record["answer"], not response["truncated"])
+                rights["reward.py"].append(response["reward"] == 1)
+                rights["the paper's"].append(paper == 1)
+                if paper != response["reward"]:
+                    differ.append((record["id"], record["answer"], response, paper))
+        n = len(rights["reward.py"])
+        shares = ", ".join(f"{sum(x) / n:.1%} right by {name}" for name, x in rights.items())
+        print(f"{file}: {n:,} responses, {shares}, {len(differ) / n:.2%} differ")
+        for prompt_id, answer, response, paper in differ[:args.show]:
+            print(f"  {prompt_id}, answer {answer!r}: {response['reward']:g} by reward.py, "
+                  f"{paper:g} by the paper's: ...{response['text'][-200:]!r}")
+
+
+if __name__ == "__main__":
+    paths = [a for a in sys.argv[1:] if not a.startswith("--")]
+    sys.argv = [a for a in sys.argv if a.startswith("--") or a == sys.argv[0]]
+    main(configure(globals()), paths)

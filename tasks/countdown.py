@@ -1,21 +1,22 @@
 """Countdown, the task of TinyZero (github.com/Jiayi-Pan/TinyZero): make a target from numbers.
 
-A task file defines rows(split) and reward(response, answer, finished). pretraining_batch is
-optional: from it prepare.py makes a small base model, to try the task without a GPU. This one
-mostly guesses; in a third of its responses it tries one expression after the other.
+This file is a model for your own. A task defines rows(split) and reward(response, answer,
+finished). It may also define pretraining_batch(rng, size), from which prepare.py makes a small base
+model, so that the task can be tried without a GPU. The base model of this task mostly guesses; in a
+third of its responses it tries one expression after the other.
 """
 import random
 import re
 import zlib
 from itertools import permutations, product
 
-from lib.answers import is_equivalent
+from reward import is_equivalent
 
 COUNT, LARGEST, OPERATIONS = 3, 9, "+-"  # for larger models: 4, 99, "+-*"
 
 
 def attempts(numbers):
-    """{value: an expression} of what can be made without brackets, in a fixed order."""
+    """{value: an expression}: all values that can be made without brackets, in a fixed order."""
     found = {}
     for order in permutations(numbers):
         for signs in product(OPERATIONS, repeat=COUNT - 1):
@@ -41,7 +42,8 @@ def rows(split):
         yield {"prompt": prompt, "answer": f"{target} from {' '.join(map(str, numbers))}"}
 
 
-def reward(response, answer, finished):  # 0.1 for another expression of the same numbers
+def reward(response, answer, finished):
+    """1.0 for an expression of the target, 0.1 for another expression of the same numbers."""
     found = re.findall(r"<answer>([\d+*/() -]+)</answer>", response)
     target, numbers = answer.split(" from ")
     if not found or sorted(re.findall(r"\d+", found[-1])) != sorted(numbers.split()):
@@ -49,7 +51,8 @@ def reward(response, answer, finished):  # 0.1 for another expression of the sam
     return 1.0 if is_equivalent(found[-1], target) else 0.1
 
 
-def pretraining_batch(rng, size):  # pairs (prompt, response)
+def pretraining_batch(rng, size):
+    """`size` pairs (prompt, response) that the base model learns."""
     for numbers, target, prompt in (problem(rng, "train") for _ in range(size)):
         response, expression = "", rng.choice(list(attempts(numbers).values()))
         if rng.random() < 1 / 3:
