@@ -21,20 +21,12 @@ The paper's authors have published samples of their models. With these, nothing 
         --responses_from=Cornell-AGI/gsm8k_size_qwen2.5_1.5b_eval    # or its .parquet file
 """
 import os
-import sys
 from glob import glob
 
 import reward
 from lib.cli import check, check_settings, configure, one_line_errors
-from lib.data import (
-    fingerprint_prompts,
-    load_prompts,
-    print_first_prompt,
-    sampling_seed,
-    subset,
-    task_name,
-    versions,
-)
+from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sampling_seed, subset,
+                      task_name, versions)
 from lib.distributed import all_gather, rank, run_stage, set_activity
 from lib.files import atomic_file, write_jsonl
 from lib.samples import PARTS, push_responses, read_published, read_samples, sample
@@ -89,9 +81,8 @@ def finish(args, folder, rows, all_rows, samples, meta):
     for s, r in zip(samples.values(), graded.rewards, strict=True):
         s["reward"] = s["published"] if args.keep_rewards else r
     lost = sum((row["id"], i) not in samples for row in rows for i in range(n))
-    if lost:
-        sys.exit(f"error: {lost:,} responses are not in {folder}: it must be on a file system that "
-                 "all machines share. The same command samples what is missing")
+    check(not lost, f"{lost:,} responses are not in {folder}: it must be on a file system that all "
+          "machines share. The same command samples what is missing")
     table = [[samples[row["id"], i] for i in range(n)] for row in rows]                    # P x N
     rewards = torch.tensor([[s["reward"] for s in group] for group in table])              # (P, N)
     values = {"ids": [row["id"] for row in rows], "rewards": rewards,
@@ -116,30 +107,24 @@ def finish(args, folder, rows, all_rows, samples, meta):
 
 def print_summary(values, graded, seconds, tokens):
     """What a finished stage 1 found, with warnings about the usual mistakes."""
-    rewards, finished = values["rewards"], values["finished"]
-    num_prompts, n = rewards.shape
+    rewards, (num_prompts, n) = values["rewards"], values["rewards"].shape
     right = (rewards == 1).sum(1)                                                          # (P,)
-    truncated = 1 - finished.float().mean()
+    truncated = 1 - values["finished"].float().mean()
     print(f"\n{num_prompts:,} prompts x {n} samples")
-    for name, share in (("mean reward", rewards.mean()),
-                        ("pass@1", right.sum() / rewards.numel()),
-                        (f"pass@{n}", (right > 0).float().mean()),
+    print(f"  {'mean reward':<22}{rewards.mean():7.3f}")
+    print(f"  {'mean V*':<22}{values['v_star'].mean():7.3f}")
+    for name, share in ((f"pass@{n}", (right > 0).float().mean()),
                         ("never solved", (right == 0).float().mean()),
-                        ("always solved", (right == n).float().mean()),
-                        ("truncated", truncated),
-                        ("graded by digits", sum(graded.inexact) / len(graded.inexact)),
+                        ("always solved", (right == n).float().mean()), ("truncated", truncated),
                         ("grading timed out", sum(graded.timed_out) / len(graded.timed_out))):
         print(f"  {name:<22}{share:7.1%}")
-    print(f"  {'mean V*':<22}{values['v_star'].mean():7.3f}")
     print(f"  {'response length':<22}{values['lengths'].float().mean():7.1f} tokens")
     if tokens:
         print(f"  {tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} per second")
-    if truncated > 0.9:
-        print(f"  warning: only {1 - truncated:.0%} of the responses ended by themselves. Usual "
-              "causes: an instruct model without --chat_template=True, a base model that never "
-              "stops at this kind of prompt, or a low --max_response_tokens")
-    elif truncated > 0.5:
-        print("  warning: most responses were truncated; raise --max_response_tokens")
+    if truncated > 0.5:
+        print("  warning: most responses were truncated. Usual causes: a low "
+              "--max_response_tokens, an instruct model without --chat_template=True, or a base "
+              "model that never stops at this kind of prompt")
     if not rewards.any():
         print("  warning: no prompt was ever solved, so stage 2 has nothing to learn from. Compare "
               "responses.jsonl with what the reward asks for: where the final answer has to be, "

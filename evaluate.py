@@ -25,25 +25,10 @@ from typing import NamedTuple
 import reward
 from lib.batches import pack, pack_by_tokens
 from lib.cli import check, check_settings, configure, one_line_errors, progress
-from lib.data import (
-    fingerprint_prompts,
-    load_prompts,
-    print_first_prompt,
-    sampling_seed,
-    subset,
-    task_name,
-)
-from lib.distributed import (
-    all_gather,
-    all_reduce_sum,
-    device,
-    rank,
-    restart_timer,
-    run_stage,
-    set_activity,
-    stop_requested,
-    world_size,
-)
+from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sampling_seed, subset,
+                      task_name)
+from lib.distributed import (all_gather, all_reduce_sum, device, rank, restart_timer, run_stage,
+                             set_activity, stop_requested, world_size)
 from lib.files import atomic_file, write_jsonl
 from lib.samples import Response, read_parts, sample
 from lib.tables import results_folder, summary, table
@@ -138,18 +123,11 @@ class Job(NamedTuple):
     folder: str          # of the results
     settings: dict       # {"greedy" or "samples": what decides these responses}
 
-    def files(self, kind):
-        """Where the engines keep their responses, with * for an engine's number. Other settings
-        have other files, so no response is ever lost or mixed with others."""
-        digest = hashlib.sha256(json.dumps(self.settings[kind]).encode()).hexdigest()[:8]
-        return os.path.join(self.folder, "responses", f"{self.task}-{kind}-{digest}.*.jsonl")
-
 
 def make_jobs(args, name, tasks):
-    """([Job of each task], (config, tokenizer)) of a model. Raises OSError or ValueError."""
+    """([Job of each task], config, tokenizer) of a model. Raises OSError or ValueError."""
     path, config, tokenizer = open_model(name)
-    folder = results_folder(name)
-    read_results(folder)  # an error now and not after hours
+    read_results(results_folder(name))  # an error now and not after hours
     model_fingerprint, jobs = fingerprint(path), []
     for t in tasks:
         rows = load_prompts(t, "test", tokenizer, args.max_prompt_tokens,
@@ -159,31 +137,36 @@ def make_jobs(args, name, tasks):
         greedy = {"model": model_fingerprint, "prompts": fingerprint_prompts(rows),
                   "max_response_tokens": args.max_response_tokens, "dtype": args.dtype}
         samples = greedy | {"temperature": args.temperature, "seed": args.seed}
-        jobs.append(Job(path, task_name(t), subset(rows, args.max_prompts, seed=0), folder,
-                        {"greedy": greedy, "samples": samples}))
-    return jobs, (config, tokenizer)
+        jobs.append(Job(path, task_name(t), subset(rows, args.max_prompts, seed=0),
+                        results_folder(name), {"greedy": greedy, "samples": samples}))
+    return jobs, config, tokenizer
 
 
 def collect(args, job, kind, k, engine_with):
     """P x k responses: those of earlier evaluations, and what is missing, sampled now. The same on
     all ranks. kind: "greedy" or "samples"; engine_with(path): the engine with a model's weights."""
-    def read():
-        lines = (line for _, _, lines in read_parts(job.files(kind)) for line in lines)
-        return {(r["id"], r["sample"]): Response(r["tokens"], r["text"], not r["finished"])
-                for r in lines}
+    # Other settings have other files, so no response is ever lost or mixed with others.
+    digest = hashlib.sha256(json.dumps(job.settings[kind]).encode()).hexdigest()[:8]
+    files = os.path.join(job.folder, "responses", f"{job.task}-{kind}-{digest}.*.jsonl")
 
-    done = all_gather(read() if rank == 0 else None)[0]
-    todo = [(row, i, sampling_seed(args.seed, "evaluate", row["id"], i)) for row in job.rows
-            for i in range(k) if (row["id"], i) not in done]
-    if todo:
-        sample(engine_with(job.path), todo, job.files(kind), job.settings[kind],
+    def read():  # rank 0's answer, on all ranks
+        lines = [line for _, _, lines in read_parts(files) for line in lines] if rank == 0 else []
+        return all_gather({(r["id"], r["sample"]): Response(r["tokens"], r["text"],
+                                                            not r["finished"]) for r in lines})[0]
+
+    def missing():
+        return [(row, i, sampling_seed(args.seed, "evaluate", row["id"], i)) for row in job.rows
+                for i in range(k) if (row["id"], i) not in done]
+
+    done = read()
+    if missing():
+        sample(engine_with(job.path), missing(), files, job.settings[kind],
                args.max_response_tokens, args.temperature if kind == "samples" else 0.0,
                desc=f"{job.task}, {kind}")
-        done = all_gather(read() if rank == 0 else None)[0]
-        lost = sum((row["id"], i) not in done for row, i, _ in todo)
-        if lost:
-            sys.exit(f"error: {lost:,} responses are not in {job.folder}: it must be on a file "
-                     "system that all machines share. The same command samples what is missing")
+        done = read()
+        if missing():
+            sys.exit(f"error: {len(missing()):,} responses are not in {job.folder}: it must be on "
+                     "a file system that all machines share. The same command samples them")
     return [[done[row["id"], i] for i in range(k)] for row in job.rows]
 
 
@@ -204,28 +187,24 @@ def read_results(folder):
 def measure(rows, responses):
     """Grade. responses: {"greedy": P x 1, "samples": P x k, if there are any}. Returns (results for
     eval.json, the rows of eval-<task>.jsonl). Raises ValueError if a reward function is wrong."""
-    records, results, of_prompts = new_records(rows), {"prompts": len(rows)}, {}
-    flags = {"inexact": [], "timed_out": []}
+    records, results, timed_out = new_records(rows), {"prompts": len(rows)}, []
     for kind, groups in responses.items():
         k = len(groups[0])
         repeated, flat = [row for row in rows for _ in range(k)], [r for g in groups for r in g]
         graded = reward.start_grading(repeated, flat)()
         rewards = np.array(graded.rewards).reshape(-1, k)                                  # (P, k)
         results |= accuracies(kind, rewards == 1)
-        of_prompts[kind if kind == "greedy" else f"avg@{k}"] = (rewards == 1).mean(1)
-        for key in flags:
-            flags[key] += getattr(graded, key)
+        timed_out += graded.timed_out
         dicts = [as_dict(r, x) for r, x in zip(flat, graded.rewards, strict=True)]
         for i, record in enumerate(records):
             record[kind] = dicts[i * k:(i + 1) * k]
     if not {0.0, 1.0}.issuperset(np.unique(rewards)):  # a reward that gives partial credit
         results["reward"] = mean_with_interval(rewards.mean(1))
-    results["response_length"] = float(np.mean([len(r.tokens) for r in flat]))
-    results["truncated"] = float(np.mean([r.truncated for r in flat]))
-    results |= {f"grade_{key}": float(np.mean(values)) for key, values in flags.items()}
+    results |= {"response_length": float(np.mean([len(r.tokens) for r in flat])),
+                "truncated": float(np.mean([r.truncated for r in flat])),
+                "grade_timed_out": float(np.mean(timed_out))}
     if results["truncated"] > 0.5:
         print("warning: most responses were truncated; raise --max_response_tokens")
-    results["groups"] = by_group(rows, of_prompts)
     return results, records
 
 
@@ -240,21 +219,6 @@ def accuracies(kind, right):
     for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k] * (k > 1):  # pass@1 is avg@k
         results[f"pass@{m}"] = mean_with_interval([pass_at_k(k, c, m) for c in counts])
     return results
-
-
-def by_group(rows, of_prompts):
-    """{"level 1": {"prompts": P, "greedy": mean, ...}, ...} where the data has levels and subjects.
-
-    of_prompts: {"greedy": accuracy of each prompt, ...}
-    """
-    groups = {}
-    for i, row in enumerate(rows):
-        for key in ("level", "subject"):
-            if key in row:
-                groups.setdefault(f"{key} {row[key]}", []).append(i)
-    return {group: {"prompts": len(groups[group]),
-                    **{name: float(x[groups[group]].mean()) for name, x in of_prompts.items()}}
-            for group in sorted(groups)}
 
 
 def kl_divergence(args, path, other, rows, samples):
@@ -298,15 +262,15 @@ def main(args):
         check(args.samples_per_prompt or not args.kl_to,
               "--kl_to needs --samples_per_prompt of 1 or more")
         other = find_model(args.kl_to) if args.kl_to else None
-        jobs, (config, tokenizer) = make_jobs(args, names[0], tasks)
+        jobs, config, tokenizer = make_jobs(args, names[0], tasks)
         for name in names[1:]:
-            more, (config_2, tokenizer_2) = make_jobs(args, name, tasks)
-            check((config_2, tokenizer_2.eos_token_id) == (config, tokenizer.eos_token_id),
+            more, its_config, its_tokenizer = make_jobs(args, name, tasks)
+            check((its_config, its_tokenizer.eos_token_id) == (config, tokenizer.eos_token_id),
                   f"{name} has another shape or end-of-text token than {names[0]}; evaluate them "
                   "one at a time")
             jobs += more
     print_first_prompt(jobs[0].rows, tokenizer)
-
+    longest = max(len(row["tokens"]) for job in jobs for row in job.rows)
     engine, loaded = None, None
 
     def engine_with(path):
@@ -314,7 +278,6 @@ def main(args):
         set_activity("building the engine")
         if not engine:
             from rollout import Engine  # imports vLLM, which takes seconds
-            longest = max(len(row["tokens"]) for job in jobs for row in job.rows)
             with one_line_errors():
                 engine = Engine(path, args.dtype, longest + args.max_response_tokens,
                                 args.gpu_memory_utilization, args.tp)
@@ -336,14 +299,14 @@ def main(args):
             set_activity(f"KL of {job.path} on {job.task}")
             if engine:
                 engine.sleep()
-            results.update(kl_divergence(args, job.path, other, job.rows, responses["samples"]))
+            results |= kl_divergence(args, job.path, other, job.rows, responses["samples"])
         results["settings"] = {"samples_per_prompt": args.samples_per_prompt,
                                **job.settings["samples"]}
         by_task.setdefault(job.task, []).append(results)
         if rank == 0:
             write_jsonl(os.path.join(job.folder, f"eval-{job.task}.jsonl"), records)
             with atomic_file(os.path.join(job.folder, "eval.json")) as f:
-                json.dump({**read_results(job.folder), job.task: results}, f, indent=2)
+                json.dump(read_results(job.folder) | {job.task: results}, f, indent=2)
             print_wrong(records, args.show)
     print("", *(table(t, names, all_results) for t, all_results in by_task.items()), sep="\n")
     print(summary(names, by_task, (config.hidden_size, config.num_hidden_layers)))

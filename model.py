@@ -31,20 +31,13 @@ from huggingface_hub import save_torch_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:
-    flash_attn_varlen_func = None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-    # Releases of torch differ in how they spell causal attention and grouped queries.
-    accepted = inspect.signature(varlen_attn).parameters
-    CAUSAL = {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
-    VARLEN_ARGUMENTS = CAUSAL | ({"enable_gqa": True} if "enable_gqa" in accepted else {})
-except ImportError:
-    varlen_attn = None
+# Releases of torch differ in how they spell causal attention and grouped queries.
+accepted = inspect.signature(varlen_attn).parameters
+VARLEN_ARGUMENTS = ({"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+                    ) | ({"enable_gqa": True} if "enable_gqa" in accepted else {})
 
 # Tokens whose logits exist at the same time. Of Qwen2.5's, 512 x 151,936 in float32 are 311 MB; on
 # CUDA few large chunks are faster, since each adds once to the float32 gradient of the head.
@@ -114,26 +107,20 @@ class Packing(NamedTuple):
 
 def make_packing(cu_seqlens, total, config, dtype):
     """cu_seqlens (B + 1,), total = T -> Packing. Positions begin at 0 in each sequence."""
-    lengths, kwargs = cu_seqlens.diff(), {"device": cu_seqlens.device}
+    device, lengths = cu_seqlens.device, cu_seqlens.diff()
     max_len = int(lengths.max())  # device sync: kernels and padding are sized on the host
-    seq = torch.arange(len(lengths), **kwargs)
+    seq = torch.arange(len(lengths), device=device)
     seq = torch.repeat_interleave(seq, lengths, output_size=total)                    # (T,)
-    pos = torch.arange(total, **kwargs) - cu_seqlens[seq]                             # (T,)
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, **kwargs)         # (E / 2,)
+    pos = torch.arange(total, device=device) - cu_seqlens[seq]                        # (T,)
+    half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)    # (E / 2,)
     angles = pos[:, None].float() * config.rope_theta ** (-half / config.head_dim)    # (T, E / 2)
     angles = torch.cat((angles, angles), dim=-1)[:, None]                             # (T, 1, E)
     pad = unpad = None
-    if not uses_varlen(cu_seqlens.device, dtype):
-        grid = cu_seqlens[:-1, None] + torch.arange(max_len, **kwargs)                # (B, L)
+    if not (cu_seqlens.is_cuda and dtype == torch.bfloat16):  # for the others there is no kernel
+        grid = cu_seqlens[:-1, None] + torch.arange(max_len, device=device)           # (B, L)
         pad = grid.clamp(max=total - 1).flatten()  # beyond a sequence's end: any token will do
         unpad = seq * max_len + pos
     return Packing(cu_seqlens, max_len, angles.cos().to(dtype), angles.sin().to(dtype), pad, unpad)
-
-
-def uses_varlen(device, dtype):
-    """Whether attention takes packed sequences as they are: kernels for CUDA and 16 bits exist."""
-    return (device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-            and (flash_attn_varlen_func or varlen_attn) is not None)
 
 
 @torch.compiler.disable  # a compiled layer calls it as it is: the kernels are fast already
@@ -141,8 +128,6 @@ def attention(q, k, v, packing):
     """Causal attention within each packed sequence. q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
     cu, max_len = packing.cu_seqlens, packing.max_len
     if packing.pad is None:
-        if flash_attn_varlen_func:
-            return flash_attn_varlen_func(q, k, v, cu, cu, max_len, max_len, causal=True)
         return varlen_attn(q, k, v, cu, cu, max_len, max_len, **VARLEN_ARGUMENTS)
     # On the CPU padding just for the attention is ten times faster than a block-diagonal mask. The
     # padding is on the right, where causal attention doesn't look, so it needs no mask.

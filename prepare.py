@@ -19,7 +19,7 @@ from pathlib import Path
 from lib.base_model import BASE_MODEL, byte_tokenizer, pretrain
 from lib.cli import check, configure, one_line_errors
 from lib.data import task_name
-from lib.distributed import run_stage, world_size
+from lib.distributed import device, run_stage, world_size
 from lib.files import atomic_dir, read_jsonl, write_jsonl
 from model import Config, Qwen2
 from reward import load_task, one_line
@@ -61,11 +61,11 @@ def source_rows(source, name, splits, seed):
 
 
 def task_rows(module, name, split):
-    """The rows of a task's split. Raises ValueError or OSError with one line."""
+    """The rows of a task's split. Raises ValueError with one line."""
     try:
         return list(module.rows(split))
-    except Exception as e:  # a fault of the task file; or the hub is offline, has moved ...
-        raise ValueError(f"{name}: rows({split!r}) raised {one_line(e)}; if it needs the hub, "
+    except Exception as e:  # the task file has a fault, or it can't reach the hub
+        raise ValueError(f"{name}: rows({split!r}) raised {one_line(e)}. If it needs the hub, "
                          "--source=<a folder or file with its rows> does not") from e
 
 
@@ -96,7 +96,7 @@ def make_base_model(name, pretraining_batch, steps, seed):
     """data/<task>/model, pretrained on pretraining_batch(rng, size): pairs (prompt, response)."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
-    model = Qwen2(Config(vocab_size=len(tokenizer), **BASE_MODEL))
+    model = Qwen2(Config(vocab_size=len(tokenizer), **BASE_MODEL)).to(device)
     model.hf_config = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     pretrain(model, tokenizer, pretraining_batch, steps, seed)
     with atomic_dir(f"data/{name}/model") as folder:

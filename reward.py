@@ -31,8 +31,6 @@ answer_limit = 2.0         # seconds that grading one answer may take; most take
 memory_limit = 2 * 2**30   # bytes of address space of a grading process
 
 
-# ---- rewards -------------------------------------------------------------------------------------
-
 def gsm8k(response, answer, finished=True):
     """1.0 if the number after the first `####` equals the answer, by value: also 72.0, $72, 1,200.
 
@@ -103,7 +101,6 @@ def fingerprint(rows):
 class Graded(NamedTuple):
     """The grades of a batch: lists in the batch's order."""
     rewards: list     # float
-    inexact: list     # bool: numbers were compared by their digits, not as exact fractions
     timed_out: list   # bool: grading was ended at answer_limit or memory_limit; the reward is 0.0
 
 
@@ -114,9 +111,7 @@ def grade(rows, texts, truncated):
     was truncated (bool). Raises ValueError with one line if a reward function raises, or returns
     anything but a number from 0 to 1: then the function is wrong, not the response.
     """
-    graded = results(submit(rows, texts, truncated))
-    warn_of_timeouts(graded)
-    return graded
+    return results(submit(rows, texts, truncated))
 
 
 def start_grading(rows, responses):
@@ -134,7 +129,7 @@ def start_grading(rows, responses):
                      [response.truncated for response in responses[part]])
 
     def wait():
-        graded = Graded(*([None] * len(rows) for _ in Graded._fields))
+        graded = Graded([None] * len(rows), [None] * len(rows))
         try:
             mine = results(futures)
         except ValueError as e:  # on one rank; all ranks have to know
@@ -144,28 +139,25 @@ def start_grading(rows, responses):
                 raise ValueError(part_of_other)
             for whole, values in zip(graded, part_of_other, strict=True):
                 whole[other::world_size] = values
-        warn_of_timeouts(graded)
         return graded
 
     return wait
 
 
 def submit(rows, texts, truncated):
-    """A future for each response, of the triple that grade_one() returns."""
+    """A future for each response, of the pair that grade_one() returns."""
     return [pool().submit(grade_one, row["task"], text, row["answer"], not is_truncated)
             for row, text, is_truncated in zip(rows, texts, truncated, strict=True)]
 
 
 def results(futures):
     """Wait for what submit() returned. Returns Graded."""
-    triples = [future.result() for future in futures]
-    return Graded(*([triple[i] for triple in triples] for i in range(3)))
-
-
-def warn_of_timeouts(graded):
+    pairs = [future.result() for future in futures]
+    graded = Graded([reward for reward, _ in pairs], [timed_out for _, timed_out in pairs])
     if any(graded.timed_out):
-        print(f"warning: {sum(graded.timed_out)} of {len(graded.timed_out)} answers took over "
+        print(f"warning: {sum(graded.timed_out)} of {len(pairs)} answers took over "
               f"{answer_limit:g} s to grade and count as wrong")
+    return graded
 
 
 @cache
@@ -181,7 +173,7 @@ this_thread = threading.local()
 
 
 def grade_one(task, response, answer, finished):
-    """(reward, inexact, timed out) of one response, from the calling thread's grading process."""
+    """(reward, timed out) of one response, from the calling thread's grading process."""
     process = getattr(this_thread, "process", None)
     if process is None or process.poll() is not None:
         # Its session is its own, so that Ctrl-C doesn't end it. It ends when its input ends.
@@ -198,21 +190,21 @@ def grade_one(task, response, answer, finished):
         process.communicate()  # closes the pipes and waits
         if process.returncode not in (-signal.SIGALRM, -signal.SIGKILL):
             raise RuntimeError(f"a grading process ended with status {process.returncode}")
-        return 0.0, False, True
-    reply = json.loads(reply)
-    if isinstance(reply, str):
-        raise ValueError(f"the reward of task {task} {reply}, for the response "
+        return 0.0, True
+    reward = json.loads(reply)
+    if isinstance(reward, str):
+        raise ValueError(f"the reward of task {task} {reward}, for the response "
                          f"{response[:200]!r} and the answer {answer!r}")
-    return (*reply, False)
+    return reward, False
 
 
 def serve():
     """A grading process: one request per line of input, one reply per line of output.
 
-    A request is the JSON list [task, response, answer, finished]. A reply is the list [reward,
-    inexact], or a text that says what is wrong with the reward function. The time limit is a timer
-    without a handler: when it runs out, the kernel ends the process, even in the middle of a long
-    computation in C. The process ends with its input, so also when its parent is killed.
+    A request is the JSON list [task, response, answer, finished]. A reply is the reward, or a text
+    that says what is wrong with the reward function. The time limit is a timer without a handler:
+    when it runs out, the kernel ends the process, even in the middle of a long computation in C.
+    The process ends with its input, so also when its parent is killed.
     """
     replies, sys.stdout = sys.stdout, sys.stderr  # what a reward function prints is no reply
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -221,14 +213,13 @@ def serve():
     for line in sys.stdin:
         task, *arguments = json.loads(line)
         function = load_task(task).reward  # loading a task takes none of the answer's time
-        lib.answers.Work.inexact = 0
         signal.setitimer(signal.ITIMER_REAL, answer_limit)
         try:
-            reward = function(*arguments)
-            if isinstance(reward, numbers.Real) and 0 <= reward <= 1:
-                reply = [float(reward), lib.answers.Work.inexact > 0]
+            reply = function(*arguments)
+            if isinstance(reply, numbers.Real) and 0 <= reply <= 1:
+                reply = float(reply)
             else:
-                reply = f"returned {reward!r}, which is not a number from 0 to 1"
+                reply = f"returned {reply!r}, which is not a number from 0 to 1"
         except MemoryError:
             os.kill(os.getpid(), signal.SIGKILL)
         except Exception as e:

@@ -18,16 +18,8 @@ from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 
 from lib.cli import check, progress
-from lib.distributed import (
-    State,
-    all_gather,
-    barrier,
-    cuda,
-    local_world_size,
-    rank,
-    restart_timer,
-    world_size,
-)
+from lib.distributed import (State, all_gather, barrier, cuda, local_world_size, rank,
+                             restart_timer, world_size)
 from lib.memory import memory_in_use, reset_peak_memory
 from lib.samples import Response
 

@@ -29,25 +29,10 @@ import reward
 from evaluate import held_out_accuracy
 from lib.batches import make_updates
 from lib.cli import check, check_settings, configure, one_line_errors
-from lib.data import (
-    batch_at,
-    fingerprint_prompts,
-    load_prompts,
-    print_first_prompt,
-    sampling_seed,
-    subset,
-    task_name,
-)
-from lib.distributed import (
-    cuda,
-    device,
-    local_world_size,
-    rank,
-    run_stage,
-    set_activity,
-    stop_requested,
-    world_size,
-)
+from lib.data import (batch_at, fingerprint_prompts, load_prompts, print_first_prompt,
+                      sampling_seed, subset, task_name)
+from lib.distributed import (cuda, device, local_world_size, rank, run_stage, set_activity,
+                             stop_requested, world_size)
 from lib.memory import make_plan
 from lib.run import Run
 from lib.samples import match_values
@@ -186,8 +171,7 @@ def start(args, inputs, responses_per_prompt=1, critic=False):
     with torch.device("meta"):
         shape = Qwen2(inputs.config)
     plan = make_plan(shape, largest, LOGPS_CHUNK, args.dtype, args.micro_batch_tokens,
-                     args.checkpoint_activations, args.offload, args.compile,
-                     args.gpu_memory_utilization, critic)
+                     args.checkpoint_activations, args.offload, args.compile, critic)
     set_activity("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
     engine = Engine(inputs.path, args.dtype, longest, args.gpu_memory_utilization, args.tp)

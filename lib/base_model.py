@@ -1,6 +1,7 @@
 """Small base models, pretrained on the spot, for trying a task without a GPU."""
 import random
 
+from lib.batches import pack
 from lib.cli import progress
 
 import torch
@@ -42,13 +43,10 @@ def pretrain(model, tokenizer, pretraining_batch, steps, seed, batch_size=32, lr
         texts = zip(*pretraining_batch(rng, batch_size), strict=True)
         prompts, responses = (tokenizer(list(column))["input_ids"] for column in texts)
         responses = [r + [tokenizer.eos_token_id] for r in responses]
-        rows = [p + r for p, r in zip(prompts, responses, strict=True)]
-        input_ids = torch.tensor([t for row in rows for t in row])                        # (T,)
-        cu_seqlens = torch.tensor([0] + [len(row) for row in rows]).cumsum(0).int()       # (B + 1,)
-        mask = torch.tensor([i >= len(p) for p, row in zip(prompts, rows, strict=True)
-                             for i in range(len(row))])                                   # (T,)
-        logps = model.token_logps(input_ids, cu_seqlens, response_mask=mask)              # (T,)
-        loss = -logps.sum() / mask.sum()
+        batch = pack(range(batch_size), prompts, responses)
+        logps = model.token_logps(batch.input_ids, batch.cu_seqlens,
+                                  response_mask=batch.response_mask)                      # (T,)
+        loss = -logps.sum() / batch.response_mask.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

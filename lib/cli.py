@@ -25,28 +25,25 @@ def configure(script, base=None, without=()):
     script: its path; base: the path of a script whose constants this one has, too, but for those
     in `without`. Exits with one line on an unknown name, a wrong type or a negative number.
     """
-    inherited = {k: v for k, v in constants_of(base).items() if k not in without} if base else {}
-    constants = inherited | constants_of(script)
-    arguments = sys.argv[1:]
-    if "-h" in arguments or "--help" in arguments:
+    constants = {name: value for name, value in (constants_of(base) if base else {}).items()
+                 if name not in without} | constants_of(script)
+    presets, options = ([a for a in sys.argv[1:] if a.startswith("-") == is_option]
+                        for is_option in (False, True))
+    if "-h" in options or "--help" in options:
         if rank == 0:
             print_help(script, base, constants)
         sys.exit(0)
-    presets = [a for a in arguments if not a.startswith("--")]
-    stages = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("baselines/*.py")] if presets else []
-    known = set(constants).union(*map(constants_of, stages))
     for preset in presets:
-        if not Path(preset).is_file():
-            exit_with_error(f"{preset}: neither --name=value nor a preset file")
+        stages = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("baselines/*.py")]
         for name, value in preset_values(preset):
-            override(constants, preset, name, value, known)
-    for option in arguments:
-        if option.startswith("--"):
-            name, equals, text = option[2:].partition("=")
-            if not equals:
-                exit_with_error(f"{option}: constants are set as --{name}=value")
-            value = text if type(constants.get(name)) is str else literal(text)
-            override(constants, option, name, value, set(constants))
+            override(constants, preset, name, value, set(constants).union(
+                *map(constants_of, stages)))
+    for option in options:
+        name, equals, text = option.removeprefix("--").partition("=")
+        if not equals:
+            exit_with_error(f"{option}: constants are set as --{name}=value")
+        value = text if type(constants.get(name)) is str else literal(text)
+        override(constants, option, name, value, set(constants))
     return SimpleNamespace(**constants)
 
 
@@ -92,13 +89,16 @@ def constants_of(script):
 
 def preset_values(path):
     """[(name, value)] of a preset. Nothing is executed; only `name = value` lines are accepted."""
+    if not Path(path).is_file():
+        exit_with_error(f"{path}: neither --name=value nor a preset file")
     try:
-        body = ast.parse(Path(path).read_text()).body
-        for node in body:
-            if not (isinstance(node, ast.Assign) and len(node.targets) == 1
-                    and isinstance(node.targets[0], ast.Name)):
+        found = []
+        for node in ast.parse(Path(path).read_text()).body:
+            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+                    and len(node.targets) == 1):
                 raise SyntaxError("", (path, node.lineno, 0, ""))
-        return [(node.targets[0].id, ast.literal_eval(node.value)) for node in body]
+            found.append((node.targets[0].id, ast.literal_eval(node.value)))
+        return found
     except SyntaxError as e:
         exit_with_error(f"{path}, line {e.lineno}: a preset has only lines of name = value")
     except ValueError:

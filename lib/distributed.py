@@ -1,18 +1,14 @@
 """One job in one or many processes: process group, collectives, requests to stop, how it ends.
 
-    torchrun --nproc_per_node=8 train_apo.py          # one process per GPU
-    python train_apo.py                               # one process
-
 torchrun's agent notices when a rank ends with an error, ends the other ranks (SIGTERM, and SIGKILL
 30 seconds later) and reports the first failure. The timeout of the process group ends ranks that
-wait for one that hangs. This file adds three things: one line instead of a traceback for errors
-that can be foreseen, a stop flag on which all ranks agree, and a signal and a timer for the cases
-that torchrun can't see (both in run_stage).
+wait for one that hangs. This file adds one line instead of a traceback for errors that can be
+foreseen, a stop flag on which all ranks agree, and a signal and a timer for what torchrun doesn't
+see.
 """
 import errno
 import faulthandler
 import os
-import re
 import signal
 import sys
 import time
@@ -49,10 +45,9 @@ class State:
 def all_gather(value):
     """[rank 0's value, rank 1's, ...] on every rank. Any small Python object."""
     restart_timer()
-    if world_size == 1:
-        return [value]
-    values = [None] * world_size
-    dist.all_gather_object(values, value)
+    values = [value] * world_size
+    if world_size > 1:
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -124,8 +119,7 @@ def run_stage(main, args, timeout_minutes):
         signal.signal(number, on_signal)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _prctl_pr_set_pdeathsig(signal.SIGTERM)  # Linux sends it when torchrun is killed
-    State.timeout = 60 * timeout_minutes
-    status = 1
+    State.timeout, status = 60 * timeout_minutes, 1
     try:
         init_process_group(timeout_minutes)
         rank_main(main, args)
@@ -138,10 +132,9 @@ def run_stage(main, args, timeout_minutes):
         status = exit_status(end)
     except Exception:
         traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    # The interpreter's own end would wait for gloo's and NCCL's threads, and may abort.
-    os._exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the interpreter's own end waits for gloo's and NCCL's threads, and may abort
 
 
 @record  # writes the traceback for torchrun's report
@@ -184,14 +177,12 @@ def foreseen(error):
     """One line about memory or disk space that ran out; None for any other error."""
     text = " ".join(str(error).split())
     where = f"error: {f'rank {rank}, ' if world_size > 1 else ''}{State.activity}"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(
-            "[Tt]ried to allocate", text):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "ried to allocate" in text:
         return (f"{where}: out of memory ({text[:200]}). Where vLLM samples or takes weights, "
                 "lower --gpu_memory_utilization; else lower --micro_batch_tokens, set "
                 "--checkpoint_activations=True or --offload=True, or use more GPUs")
     # safetensors and torch.save raise errors of their own, whose context is the system's error.
     numbers = {getattr(e, "errno", None) for e in (error, error.__context__)}
     if numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text:
-        file = getattr(error, "filename", None) or "a file"
-        return (f"{where}: no space left on the disk for {file}. All earlier files are intact: "
-                "make room and run the same command again to continue")
+        return (f"{where}: no space left on the disk for {getattr(error, 'filename', 'a file')}. "
+                "All earlier files are intact: make room and run the same command again")

@@ -45,7 +45,7 @@ def atomic_file(path, mode="w"):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        sync_directory(os.path.dirname(path))
+        sync(os.path.dirname(path))
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -72,26 +72,24 @@ def atomic_dir(path):
         barrier()
         if rank == 0:
             for name in os.listdir(temporary):
-                with open(os.path.join(temporary, name), "rb") as f:
-                    os.fsync(f.fileno())
-            sync_directory(temporary)
+                sync(os.path.join(temporary, name))
+            sync(temporary)
             if os.path.isdir(path):
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(path, old)
             os.rename(temporary, path)
-            sync_directory(os.path.dirname(path))
+            sync(os.path.dirname(path))
         barrier()
     finally:
         if rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if os.path.isdir(path):
-                shutil.rmtree(old, ignore_errors=True)
-            elif os.path.isdir(old):  # the second of the two renames failed
+            if not os.path.isdir(path) and os.path.isdir(old):  # the second rename failed
                 os.rename(old, path)
+            for left in (temporary, old):
+                shutil.rmtree(left, ignore_errors=True)
 
 
-def sync_directory(path):
-    """Bring a folder's entries to the disk: without this a rename may be lost with the power."""
-    directory = os.open(path or ".", os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
+def sync(path):
+    """Bring a file, or a folder's entries, to the disk. Otherwise a power cut may undo a rename."""
+    descriptor = os.open(path or ".", os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

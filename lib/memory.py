@@ -2,28 +2,12 @@
 
     python bench/estimate.py          # what fits where, for the sizes of Qwen2.5
 
-Bytes per process, for N parameters sharded over S processes, b bytes per number in the compute
-dtype (bfloat16: 2), T tokens in a micro-batch:
-
-    weights, gradients, AdamW   (4 + 4 + 8) N / S in float32, twice as much with a critic
-    reference                   b N / S
-    gathered                    root (embeddings, head) and two layers: weights and gradients in b,
-                                and gradients in 4 on their way to be reduced
-    whole                       if sharding is deferred: weights in b N and gradients in 4 N, which
-                                are sharded at the end of an update only
-    activations                 what backward needs of every layer, less of it if compiled; if they
-                                are recomputed, of one layer, and every layer's input
-    logits                      of one chunk of tokens: logits and their gradient in b, and unless
-                                compiled three times in 4; the chunk's part of the head's gradient
-
-With offload the first two are in host memory (which, if pinned, rounds each tensor up to a power of
-two bytes). bench/RESULTS.md holds the estimate against measurements.
+bench/RESULTS.md holds the estimate against measurements.
 """
 from contextlib import suppress
 from math import ceil, log2
 from typing import NamedTuple
 
-from lib.cli import check
 from lib.distributed import all_gather, cuda, device, local_world_size, world_size
 
 import torch
@@ -49,50 +33,50 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
     micro-batch; logps_chunk: tokens whose logits exist at the same time; critic: whether a network
     of the same shape is trained, too, after the policy.
     """
-    c, b = model.config, torch.finfo(getattr(torch, dtype)).bits // 8
+    c, b = model.config, torch.finfo(getattr(torch, dtype)).bits // 8  # b: bytes of a number
     sizes = [p.numel() for p in model.parameters()]
-    total = sum(sizes)
+    n = sum(sizes)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
-    root = total - c.num_hidden_layers * layer
 
-    def pinned(bytes_per_number):
-        return sum(2 ** ceil(log2(max(bytes_per_number * n / shards, 1))) for n in sizes)
+    def pinned(width):  # pinned host memory rounds each tensor up to a power of two bytes
+        return sum(2 ** ceil(log2(max(width * size / shards, 1))) for size in sizes)
 
+    trained = "weights, gradients and AdamW"  # all in float32
     if offload:
-        on_host = {"weights, gradients and AdamW": (1 + critic) * (2 * pinned(4)
-                                                                   + 8 * total / shards),
-                   "reference": pinned(b)}
         on_device = {}
+        on_host = {trained: (1 + critic) * (2 * pinned(4) + 8 * n / shards), "reference": pinned(b)}
     else:
+        on_device = {trained: (1 + critic) * 16 * n / shards, "reference": b * n / shards}
         on_host = {}
-        on_device = {"weights, gradients and AdamW": (1 + critic) * 16 * total / shards,
-                     "reference": b * total / shards}
+    # FSDP gathers the root (embeddings, head) and two layers: weights and gradients, and these once
+    # more in float32 on their way to be reduced.
+    root = n - c.num_hidden_layers * layer
     on_device["gathered"] = (2 * b + 4) * (root + 2 * layer)
-    if defer_sharding:  # while these gradients exist, the sharded ones, counted above, do not
-        sharded = 0 if offload else 4 / shards
-        on_device["whole"] = round((b + 4 - sharded) * total)
-    # Of a layer, per token: two norms, each its input in float32 and its output; q, k, v and the
-    # attention's output; the MLP's gate before and after silu, up, and their product. What is
-    # compiled computes one of the last four again.
-    of_mlp = (3 if compile else 4) * b * c.intermediate_size
-    per_layer = tokens * (2 * (4 + b) * c.hidden_size + of_mlp
-                          + 2 * b * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim)
+    if defer_sharding:  # whole weights and gradients; the sharded gradients above don't exist then
+        on_device["whole"] = round((b + 4 - (0 if offload else 4 / shards)) * n)
+    # Backward needs of a layer, per token: two norms, each its input in float32 and its output; q,
+    # k, v and the attention's output; the MLP's gate before and after silu, up, and their product,
+    # one of which is computed again if the layer is compiled.
+    per_layer = tokens * (2 * (4 + b) * c.hidden_size + (3 if compile else 4) * b
+                          * c.intermediate_size + 2 * b * c.head_dim
+                          * (c.num_attention_heads + c.num_key_value_heads))
     inputs = tokens * c.num_hidden_layers * b * c.hidden_size
     on_device["activations"] = (per_layer + inputs if recompute
                                 else per_layer * c.num_hidden_layers)
+    # Of one chunk: logits and their gradient, three times in float32 unless they are fused, and its
+    # part of the head's gradient.
     chunk = min(tokens, logps_chunk) * (2 * b + (0 if compile else 3 * 4))
     on_device["logits"] = c.vocab_size * (chunk + c.hidden_size * (4 if cuda else b))
     return on_device, on_host
 
 
 def make_plan(model, largest, logps_chunk, dtype, micro_batch_tokens, recompute, offload, compile,
-              gpu_memory_utilization, critic=False):
+              critic=False):
     """The Plan of a training run, printed with the memory that it takes.
 
     model: a Qwen2, on the meta device; largest: tokens that a process can have in a mini-batch;
-    micro_batch_tokens: 0 means the fastest of CHOICES that fits the GPU; gpu_memory_utilization:
-    the engine's share; the others as in estimate(). Raises ValueError if the engine doesn't fit
-    beside what stays on the GPU while it generates.
+    micro_batch_tokens: 0 means the fastest of CHOICES that fits the GPU; the others as in
+    estimate().
     """
     def needs(tokens, recompute, defer_sharding=False):
         return estimate(model, world_size, min(tokens, largest), dtype, logps_chunk, recompute,
@@ -105,19 +89,16 @@ def make_plan(model, largest, logps_chunk, dtype, micro_batch_tokens, recompute,
     tokens = micro_batch_tokens
     if cuda:
         room = min(all_gather(gpu_memory()))
-        check_engine_share(model, room, dtype, offload, gpu_memory_utilization, critic)
         if not tokens:
             tokens, recompute = choose(fits, recompute)
     else:
         room = min(all_gather(available_host_memory())) / local_world_size
-        # Short sequences in a micro-batch of their own need less padding.
-        tokens = tokens or 8192
+        tokens = tokens or 8192  # short sequences in a micro-batch of their own need less padding
     defer_sharding = largest > tokens and fits(tokens, recompute, True)
     on_device, on_host = needs(tokens, recompute, defer_sharding)
-    in_host_memory = f", and {in_words(on_host)} of host memory" if on_host else ""
     print(f"micro-batches of {tokens:,} tokens, activations {'recomputed' if recompute else 'kept'}"
-          f"\neach process needs about {in_words(on_device)} beside its engine{in_host_memory}",
-          flush=True)
+          f"\neach process needs about {in_words(on_device)} beside its engine"
+          + (f", and {in_words(on_host)} of host memory" if on_host else ""), flush=True)
     pin = sum(on_host.values()) * local_world_size < 0.8 * available_host_memory()
     return Plan(tokens, recompute, defer_sharding, offload, pin and cuda)
 
@@ -127,20 +108,6 @@ def choose(fits, recompute):
     recompute activations."""
     choices = [choice for choice in CHOICES if choice[1] or not recompute]
     return next((choice for choice in choices if fits(*choice)), choices[-1])
-
-
-def check_engine_share(model, gpu, dtype, offload, gpu_memory_utilization, critic=False):
-    """Raises ValueError if the engine's share of the GPU's `gpu` bytes and what stays there while
-    it generates (float32 weights, AdamW's state, the reference) are more than the GPU has."""
-    total = sum(p.numel() for p in model.parameters())
-    bytes_per_number = 12 * (1 + critic) + torch.finfo(getattr(torch, dtype)).bits // 8
-    stays = 0 if offload else bytes_per_number * total / world_size
-    share, most = gpu_memory_utilization, 0.97 - stays / gpu
-    room = (f"--gpu_memory_utilization={most - 0.005:.2f} would fit" if most > 0.1 else
-            "set --offload=True, or use more GPUs")
-    check(share <= most, f"--gpu_memory_utilization={share}: the engine's {share * gpu / 1e9:.1f} "
-          f"GB and the {stays / 1e9:.1f} GB of weights, AdamW's state and reference that stay on "
-          f"the GPU meanwhile are more than its {gpu / 1e9:.1f} GB; {room}")
 
 
 def in_words(parts):

@@ -1,15 +1,4 @@
-"""What surrounds a training loop: continue, measure, check, log, evaluate, save, stop.
-
-    run = Run(folder, constants, MAY_DIFFER, ...)        # finds the checkpoint to continue from
-    run.start(engine, policy, optimizer, evaluate)       # loads it
-    for step in run.steps():
-        with run.phase("train"):                         # its seconds go to the metrics
-            ...
-            run.measure(micro, loss, logps, ref_logps, entropy)  # for every micro-batch
-            run.check_update(update, grad_norm)          # before the weights change
-        run.log(batch, responses, graded, lr=...)        # this step's line of metrics.jsonl
-    run.finish(tokenizer)                                # writes the model, or says how to continue
-"""
+"""What surrounds a training loop: continue, measure, check, log, evaluate, save, stop."""
 import json
 import math
 import os
@@ -22,16 +11,8 @@ from uuid import uuid4
 from lib import checkpoint
 from lib.cli import check, one_line_errors
 from lib.data import versions
-from lib.distributed import (
-    all_gather,
-    all_reduce_sum,
-    cuda,
-    device,
-    rank,
-    set_activity,
-    stop_requested,
-    world_size,
-)
+from lib.distributed import (all_gather, all_reduce_sum, cuda, device, rank, set_activity,
+                             stop_requested, world_size)
 from lib.files import atomic_dir, read_jsonl, write_jsonl
 from lib.memory import peak_memory
 
@@ -46,9 +27,12 @@ class Run:
 
     def __init__(self, folder, constants, may_differ, *, dtype, max_steps, eval_every, save_every,
                  keep_checkpoints, save_rollouts, resume, logp_tolerance, wandb):
-        """constants: {name: value} of all that must be the same for a run to continue, but for the
+        """Find the checkpoint to continue from.
+
+        constants: {name: value} of all that must be the same for a run to continue, but for the
         names in may_differ; dtype: of computation; the others as in train_apo.py. Raises ValueError
-        with one line if the run in the folder can't be continued with these."""
+        with one line if the run in the folder can't be continued with these.
+        """
         self.folder, self.constants, self.dtype = folder, constants, dtype
         self.max_steps, self.eval_every, self.save_every = max_steps, eval_every, save_every
         self.keep_checkpoints, self.save_rollouts = keep_checkpoints, save_rollouts
@@ -69,12 +53,11 @@ class Run:
 
     def is_finished(self):
         """Whether <folder>/model is the result of all steps already."""
-        try:
-            with open(os.path.join(self.folder, "model", "training.json")) as f:
-                steps = json.load(f)["steps"]
-        except FileNotFoundError:
+        path = os.path.join(self.folder, "model", "training.json")
+        if not self.checkpoint or not os.path.exists(path):
             return False
-        return self.checkpoint is not None and steps == self.step >= self.max_steps
+        with open(path) as f:
+            return json.load(f)["steps"] == self.step >= self.max_steps
 
     def start(self, engine, policy, optimizer, evaluate, trained=None):
         """Load the checkpoint, if there is one, and bring the weights to the engine.
@@ -84,8 +67,7 @@ class Run:
         {"accuracy": ..., "accuracy_sampled": ..., ...}, or {} if the run is to stop.
         """
         self.engine, self.policy, self.optimizer = engine, policy, optimizer
-        self.trained = trained or policy
-        self.measure_accuracy = evaluate
+        self.trained, self.measure_accuracy = trained or policy, evaluate
         with one_line_errors():
             checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
             if self.checkpoint:
@@ -102,7 +84,7 @@ class Run:
                                     for k, v in accuracy.items()}
             if accuracy:
                 print(f"held-out accuracy before training: {accuracy['accuracy']:.3f} greedy, "
-                      f"{accuracy['accuracy_sampled']:.3f} sampled")
+                      f"{accuracy['accuracy_sampled']:.3f} at temperature 1")
         elif self.evaluation_is_due() and "accuracy" not in self.history[-1]:
             self.history[-1].update(self.evaluate())  # the run was stopped during this evaluation
             self.write_metrics()
@@ -177,11 +159,11 @@ class Run:
             self.diff_max = max(all_gather(diff.max().item()))
             if not self.diff_mean <= self.logp_limit:  # also for NaN
                 self.stop(f"error: step {self.step}: vLLM's log-probabilities differ from the "
-                          f"trainer's by {self.diff_mean:.2g} per token on average (at most "
-                          f"{self.diff_max:.2g}; allowed on average {self.logp_limit:.2g}), more "
-                          "than rounding explains: the samples come from other weights than those "
-                          "in training. The weights were not updated. If logp_diff_mean in "
-                          "metrics.jsonl grew slowly, it is rounding: raise --logp_tolerance")
+                          f"trainer's by {self.diff_mean:.2g} per token on average (allowed: "
+                          f"{self.logp_limit:.2g}; the largest: {self.diff_max:.2g}). The samples "
+                          "come from other weights than those in training, so the weights were "
+                          "not updated. If logp_diff_mean in metrics.jsonl grew slowly, it is "
+                          "rounding: raise --logp_tolerance")
         loss, kl, entropy = all_reduce_sum(self.sums).tolist()
         self.sums.zero_()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -201,8 +183,8 @@ class Run:
             "grad_norm": grad_norm / len(self.updates), "response_length": tokens / n,
             "truncated": sum(r.truncated for r in responses) / n, **more,
             "logp_diff_max": self.diff_max, "logp_diff_mean": self.diff_mean,
-            "grade_inexact": sum(graded.inexact) / n, "grade_timed_out": sum(graded.timed_out) / n,
-            "tokens": tokens, **self.seconds, "seconds_step": time.perf_counter() - self.begin,
+            "grade_timed_out": sum(graded.timed_out) / n, "tokens": tokens, **self.seconds,
+            "seconds_step": time.perf_counter() - self.begin,
             "memory_gb": max(all_gather((peak_memory() - self.engine.memory) / 1e9)),
             **self.before_training})
         self.before_training = {}
@@ -232,11 +214,11 @@ class Run:
         if rank == 0:
             write_jsonl(self.metrics_path, self.history)
 
+    @one_line_errors()
     def save(self):
         set_activity("saving a checkpoint")
-        with one_line_errors():
-            checkpoint.save_checkpoint(self.folder, self.step, self.trained, self.optimizer,
-                                       self.constants, self.keep_checkpoints)
+        checkpoint.save_checkpoint(self.folder, self.step, self.trained, self.optimizer,
+                                   self.constants, self.keep_checkpoints)
         self.saved_step = self.step
 
     def finish(self, tokenizer):

@@ -152,43 +152,33 @@ def read_published(source, rows, n, tokenizer, max_response_tokens):
 
     source: a .parquet file or a hub name; rows: data rows, found again by their prompts' text. No
     column says whether a response ended by itself: those shorter than the limit are taken to have.
-    Raises OSError or ValueError with one line.
+    Raises ValueError with one line.
     """
     import datasets  # takes seconds to import
-    if os.path.exists(source) or source.endswith(".parquet"):
-        check(os.path.isfile(source), f"--responses_from={source}: no such file")
-        try:
-            table = datasets.Dataset.from_parquet(source)
-        except Exception as e:
-            raise ValueError(f"{source}: not a parquet file ({type(e).__name__})") from e
-    else:
-        try:
-            table = datasets.load_dataset(source, split="train")
-        except Exception as e:  # offline, no such data set, no access: the remedy is the same
-            raise OSError(f"the hub did not give {source} ({type(e).__name__}); download its "
-                          ".parquet file, and pass its path as --responses_from") from e
-    wanted = ["prompt", *(f"{name}_{i}" for name in ("response", "eval") for i in range(n))]
-    missing = [name for name in wanted if name not in table.column_names]
-    check(not missing, f"{source} has no column {', '.join(missing)}, only "
-          f"{', '.join(table.column_names)}")
+    try:
+        table = (datasets.Dataset.from_parquet(source) if source.endswith(".parquet") else
+                 datasets.load_dataset(source, split="train"))
+    except Exception as e:  # no such file, no parquet file, offline, no such data set, no access
+        raise ValueError(f"--responses_from={source} can't be read ({type(e).__name__}). It can be "
+                         "a .parquet file or a data set on the hub") from e
+    columns = ["prompt", *(f"{name}_{i}" for name in ("response", "eval") for i in range(n))]
+    missing = [name for name in columns if name not in table.column_names]
+    check(not missing, f"{source} has no column {', '.join(missing)}")
     ids = {row["prompt"].strip(): row["id"] for row in rows}
-    samples, found = {}, set()
+    samples = {}
     for published in table:
         prompt_id = ids.get(published["prompt"][0]["content"].strip())
-        if prompt_id is None:
-            continue
-        found.add(prompt_id)
-        texts = [published[f"response_{i}"] for i in range(n)]
-        lengths = [len(tokens) + 1 for tokens in tokenizer(texts)["input_ids"]]  # 1: EOS
-        for i in range(n):
+        texts = [published[f"response_{i}"] for i in range(n)] if prompt_id is not None else []
+        for i, text in enumerate(texts):
+            length = len(tokenizer(text)["input_ids"]) + 1  # 1: EOS
             samples[prompt_id, i] = {
-                "sample": i, "text": texts[i], "length": min(lengths[i], max_response_tokens),
-                "finished": lengths[i] <= max_response_tokens,
+                "sample": i, "text": text, "length": min(length, max_response_tokens),
+                "finished": length <= max_response_tokens,
                 "published": float(published[f"eval_{i}"])}
-    check(found, f"{source}: none of its prompts is in data/; are task and model those that it was "
-          "made with?")
-    print(f"{source}: responses to {len(found):,} of {len(rows):,} prompts; "
-          f"{len(table) - len(found):,} of its prompts are not used")
+    check(samples, f"{source}: none of its prompts is in data/; are task and model those that it "
+          "was made with?")
+    print(f"{source}: responses to {len(samples) // n:,} of {len(rows):,} prompts; it has "
+          f"{len(table):,} prompts")
     return samples
 
 

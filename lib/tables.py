@@ -23,22 +23,14 @@ def results_folder(model):
 
 
 def table(title, names, all_results):
-    """Models side by side on one task: a line per measure, and per level and subject.
+    """Models side by side on one task, a line per measure.
 
     names: the models; all_results: the entry of this task in each one's eval.json.
     """
-    lines, groups = [[title, *names]], all_results[0]["groups"]
-    for key in all_results[0]:
-        if key not in ("groups", "settings"):
-            lines.append([key.replace("_", " "), *(cell(key, r.get(key, "")) for r in all_results)])
-    for group, measured in groups.items():
-        measures = [name for name in measured if name != "prompts"]
-        lines.append([f"{group} ({measured['prompts']})", *(
-            " / ".join(f"{r['groups'][group][name]:.1%}" for name in measures)
-            for r in all_results)])
-    note = (f"\nEach level and subject: {' / '.join(measures)}; the number of its prompts is in "
-            "brackets.\n" if groups else "")
-    return as_markdown(lines) + note
+    measures = [key for key in all_results[0] if key != "settings"]
+    return as_markdown([[title, *names], *(
+        [key.replace("_", " "), *(cell(key, r.get(key, "")) for r in all_results)]
+        for key in measures)])
 
 
 def summary(names, by_task, shape):
@@ -86,6 +78,6 @@ def cell(key, value):
         if key.startswith(("kl", "reward")):
             return f"{value['value']:.3f} [{low:.3f}, {high:.3f}]"
         return f"{value['value']:.1%} [{max(low, 0):.1%}, {min(high, 1):.1%}]"
-    formats = {"truncated": "{:.1%}", "grade_inexact": "{:.1%}", "grade_timed_out": "{:.1%}",
-               "response_length": "{:.1f}", "kl_per_token": "{:.4f}"}
+    formats = {"truncated": "{:.1%}", "grade_timed_out": "{:.1%}", "response_length": "{:.1f}",
+               "kl_per_token": "{:.4f}"}
     return formats.get(key, "{}").format(value)

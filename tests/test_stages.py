@@ -21,17 +21,8 @@ from lib.samples import load_values
 
 import pytest
 import torch
-from conftest import (
-    REAL_DATA,
-    REPO,
-    command,
-    cpu_only,
-    metrics_of,
-    needs_real_data,
-    random_model,
-    run,
-    tiny_config,
-)
+from conftest import (REAL_DATA, REPO, command, cpu_only, metrics_of, needs_real_data, random_model,
+                      run, tiny_config)
 
 pytestmark = cpu_only
 SMALL = ("--batch_size=32", "--mini_batch_size=16", "--eval_prompts=16", "--eval_every=100")

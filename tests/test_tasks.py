@@ -242,7 +242,7 @@ def test_published_samples(published, workdir, keep_rewards, beta1):
     torch.testing.assert_close(values["v_star"], expected[beta1])
     assert f"differs from the published rewards in {(of_theirs != of_ours).sum()} of 2,048" in (
         done.stdout)
-    assert "responses to 256 of 1,024 prompts; 1 of its prompts are not used" in done.stdout
+    assert "responses to 256 of 1,024 prompts; it has 257 prompts" in done.stdout
     # The tokens of a text are those that were sampled, but for a few texts.
     assert (values["lengths"] == before["lengths"]).float().mean() > 0.99
     assert "sampling" not in done.stdout
@@ -257,9 +257,9 @@ def test_published_samples_that_do_not_fit(published, workdir, monkeypatch):
     (workdir / "broken.parquet").write_bytes(b"PAR1")
     for source, message in (
             ("columns.parquet", "has no column response_1, response_2"),
-            ("broken.parquet", "broken.parquet: not a parquet file"),
-            ("nowhere.parquet", "--responses_from=nowhere.parquet: no such file"),
-            ("no-such/data-set", "the hub did not give no-such/data-set")):
+            ("broken.parquet", "broken.parquet can't be read (DatasetGenerationError)"),
+            ("nowhere.parquet", "nowhere.parquet can't be read (FileNotFoundError)"),
+            ("no-such/data-set", "no-such/data-set can't be read")):
         assert message in error(estimate_value, monkeypatch, responses_from=source, out="out/p")
 
 
