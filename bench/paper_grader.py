@@ -119,4 +119,4 @@ def main(args, files):
 if __name__ == "__main__":
     paths = [a for a in sys.argv[1:] if not a.startswith("--")]
     sys.argv = [a for a in sys.argv if a.startswith("--") or a == sys.argv[0]]
-    main(configure(globals()), paths)
+    main(configure(__file__), paths)
