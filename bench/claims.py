@@ -15,11 +15,14 @@ equal prompts       32 prompts per step, whatever the number of responses
 GRPO, with 32 prompts and 8 responses to each, is the same run in both. All algorithms have the
 same learning rate, number of steps, updates per step, temperature and held-out prompts. Half and
 double the learning rate are tried with one task, one accounting and one seed.
+
+The other baselines than V* are the mean reward of a prompt's samples in stage 1 (--beta1=0) and 0
+(--beta1=-1), from the same samples. The lines of "A*-PO, running mean" were run with commit
+4656bde, which had a running mean of the rewards as a third one; this script shows them only.
 """
 import os
 import queue
 import re
-import runpy
 import shutil
 import statistics
 import subprocess
@@ -28,41 +31,39 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path[0] = str(REPO)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib.cli import configure  # noqa: E402
-from lib.environment import hardware, versions  # noqa: E402
-from lib.files import read_jsonl, write_jsonl  # noqa: E402
-from lib.plot import COLOURS  # noqa: E402
-from lib.tables import as_markdown  # noqa: E402
+from lib.cli import configure, preset_values
+from lib.data import versions
+from lib.files import read_jsonl, write_jsonl
+from lib.tables import as_markdown
+from report import COLOURS
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
 seeds = 5
 tasks = "arithmetic,facts"
 jobs = 2  # runs at a time
 # --------------------------------------------------------------------------------------------------
 
+REPO = Path(__file__).resolve().parent.parent
 RESULTS, PICTURE = REPO / "bench/claims.jsonl", REPO / "assets/claims.png"
-STAGE_1 = re.compile(r"([\d,]+) tokens in ([\d.]+) s")
 # The accuracy that is waited for: one that most runs reach.
 LEVEL = {("arithmetic", "equal generations"): 0.8, ("arithmetic", "equal prompts"): 0.8,
          ("facts", "equal generations"): 0.7, ("facts", "equal prompts"): 0.6}
-PREPARE = {"arithmetic": [], "facts": ["--task=examples/facts.py"]}
 PRESETS = {"arithmetic": [], "facts": ["config/facts.py"]}
 TRAIN = {"arithmetic": ["--max_steps=16", "--eval_every=2"], "facts": []}
-# By algorithm: its script, its constants, responses per prompt.
+# By algorithm: its script, the constants of its stage 1, responses per prompt.
 ALGORITHMS = {
     "A*-PO": ("train_apo.py", [], 1),
-    "PPO": ("baselines.ppo", [], 1),
-    "REBEL": ("baselines.rebel", [], 2),
-    "GRPO": ("baselines.grpo", [], 8),
-    "A*-PO, mean reward": ("train_apo.py", ["--baseline=mean"], 1),
-    "A*-PO, running mean": ("train_apo.py", ["--baseline=running_mean"], 1),
-    "A*-PO, 0": ("train_apo.py", ["--baseline=zero"], 1)}
-# By accounting: which algorithms run, and how many prompts per step with so many responses each.
+    "PPO": ("baselines.ppo", None, 1),
+    "REBEL": ("baselines.rebel", None, 2),
+    "GRPO": ("baselines.grpo", None, 8),
+    "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1),
+    "A*-PO, running mean": (None, None, 1),
+    "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1)}
+# By accounting: its algorithms, and how many prompts per step with so many responses each.
 ACCOUNTINGS = {"equal generations": (list(ALGORITHMS), lambda n: 256 // n),
                "equal prompts": (list(ALGORITHMS)[:4], lambda n: 32)}
 RATES = (0.5, 2)  # factors of the learning rate that are tried besides
@@ -96,21 +97,22 @@ def stage_1(task, seed):
     log = folder / "log.txt"
     if not (folder / "values.pt").exists():
         start("estimate_value.py", *PRESETS[task], f"--seed={seed}", f"--out={folder}", log=log)
-    tokens, seconds = STAGE_1.search(log.read_text()).groups()
+    tokens, took = re.search(r"([\d,]+) tokens in ([\d.]+) s", log.read_text()).groups()
     rows = len(read_jsonl(folder / "responses.jsonl", ()))
-    return folder, {"tokens": int(tokens.replace(",", "")), "seconds": float(seconds),
+    return folder, {"tokens": int(tokens.replace(",", "")), "seconds": float(took),
                     "generations": 8 * rows}
 
 
-def cases():
+def cases(args):
     """Task, accounting, algorithm, seed and factor of the learning rate of every run."""
-    for seed in range(seeds):
-        for task in tasks.split(","):
+    for seed in range(args.seeds):
+        for task in args.tasks.split(","):
             for accounting, (algorithms, _) in ACCOUNTINGS.items():
                 for algorithm in algorithms:
-                    if (accounting, algorithm) != ("equal prompts", "GRPO"):
+                    if ALGORITHMS[algorithm][0] and (accounting, algorithm) != ("equal prompts",
+                                                                                "GRPO"):
                         yield task, accounting, algorithm, seed, 1
-    if seeds and "facts" in tasks:
+    if args.seeds and "facts" in args.tasks:
         for rate in RATES:
             for algorithm in list(ALGORITHMS)[:4]:
                 yield "facts", "equal generations", algorithm, 0, rate
@@ -118,21 +120,23 @@ def cases():
 
 def train(task, accounting, algorithm, seed, rate):
     """One run; returns its line of claims.jsonl."""
-    script, constants, n = ALGORITHMS[algorithm]
-    prompts = ACCOUNTINGS[accounting][1](n)
+    from lib.run import hardware  # takes a second to import
+    script, of_stage_1, n = ALGORITHMS[algorithm]
+    prompts, constants, first = ACCOUNTINGS[accounting][1](n), TRAIN[task], None
     name = re.sub(r"\W+", "_", algorithm.lower())
     folder = REPO / f"out/claims/{task}/{accounting.replace(' ', '_')}/{name}/{seed}"
     if rate != 1:
         folder = folder.with_name(f"{seed}_rate_{rate}")
-        preset = runpy.run_path(str(REPO / PRESETS[task][0]))
+        preset = dict(preset_values(REPO / PRESETS[task][0]))
         constants = [*constants, *(f"--{name}={rate * preset[name]}" for name in (
             ("lr", "critic_lr") if algorithm == "PPO" else ("lr",)))]
-    folder.mkdir(parents=True, exist_ok=True)
-    first = None
-    if script == "train_apo.py":
+    if of_stage_1 is not None:
         values, first = stage_1(task, seed)
-        shutil.copy(values / "values.pt", folder)
-    start(script, *PRESETS[task], *TRAIN[task], *constants, f"--seed={seed}", f"--out={folder}",
+        shutil.copytree(values, folder, dirs_exist_ok=True)
+    if of_stage_1:  # the same samples are graded again, which gives other values
+        start("estimate_value.py", *PRESETS[task], f"--seed={seed}", f"--out={folder}",
+              *of_stage_1, log=folder / "values.txt")
+    start(script, *PRESETS[task], *constants, f"--seed={seed}", f"--out={folder}",
           f"--batch_size={prompts}", f"--mini_batch_size={prompts // 2}", log=folder / "log.txt")
     metrics = read_jsonl(folder / "metrics.jsonl", ("seconds_step",))
     evaluated = [m for m in metrics if "accuracy" in m]
@@ -141,13 +145,14 @@ def train(task, accounting, algorithm, seed, rate):
     def so_far(key):
         return [round(sum(m[key] for m in metrics[:k]), 2) for k in steps]
 
+    def accuracy(key):
+        return [metrics[0][key.replace("accuracy", "accuracy_start")], *(m[key] for m in evaluated)]
+
     phases = ("generate", "reference", "grade", "train", "sync", "step")
     return {
         "task": task, "accounting": accounting, "algorithm": algorithm, "seed": seed, "rate": rate,
         "prompts_per_step": prompts, "responses_per_prompt": n, "steps": steps,
-        "greedy": [metrics[0]["accuracy_start"], *(m["accuracy"] for m in evaluated)],
-        "sampled": [metrics[0]["accuracy_start_sampled"],
-                    *(m["accuracy_sampled"] for m in evaluated)],
+        "greedy": accuracy("accuracy"), "sampled": accuracy("accuracy_sampled"),
         "tokens": so_far("tokens"), "seconds": so_far("seconds_step"),
         "kl": statistics.mean(m["kl"] for m in metrics[-8:]),
         "seconds_of_step": {phase: round(statistics.median(m[f"seconds_{phase}"]
@@ -157,15 +162,15 @@ def train(task, accounting, algorithm, seed, rate):
         "versions": versions()}
 
 
-def run_missing(results):
+def run_missing(args, results):
     done = {tuple(r[key] for key in CASE) for r in results}
-    missing = [case for case in cases() if case not in done]
-    for core in sorted(os.sched_getaffinity(0))[:jobs]:
+    missing = [case for case in cases(args) if case not in done]
+    for core in sorted(os.sched_getaffinity(0))[:args.jobs]:
         free_cores.put(str(core))
-    for task in tasks.split(","):
-        if missing and not (REPO / f"data/{task}/model/config.json").exists():
-            start("prepare.py", *PREPARE[task], log=REPO / f"out/claims/{task}/prepare.txt")
-    pool = ThreadPoolExecutor(jobs)
+    for task in {case[0] for case in missing}:
+        if not (REPO / f"data/{task}/model/config.json").exists():
+            start("prepare.py", f"--task={task}", log=REPO / f"out/claims/{task}/prepare.txt")
+    pool = ThreadPoolExecutor(args.jobs)
     try:
         for first in [pool.submit(stage_1, *of) for of in sorted({(c[0], c[3]) for c in missing})]:
             first.result()
@@ -199,59 +204,45 @@ def first_time(run, cost, level):
 def costs(run, share=0):
     """{unit: cost up to each evaluation}, with a share of stage 1."""
     prompts = [run["prompts_per_step"] * k for k in run["steps"]]
-    generations = [run["responses_per_prompt"] * p for p in prompts]
-    found = {"prompts": prompts, "generations": generations, "tokens": run["tokens"],
-             "seconds": run["seconds"]}
+    found = {"prompts": prompts, "generations": [run["responses_per_prompt"] * p for p in prompts],
+             "tokens": run["tokens"], "seconds": run["seconds"]}
     first = run["stage_1"] or {}
     return {unit: [c + share * first.get(unit, 0) for c in cost] for unit, cost in found.items()}
 
 
-def summary_table(by_case, function, form):
-    """One number of every algorithm in all cases.
-    by_case: {(task, accounting): {algorithm: [a run of each seed]}}."""
-    lines = [["", *map(", ".join, by_case)]]
-    for algorithm in ALGORITHMS:
-        lines.append([algorithm, *(spread([function(run) for run in runs.get(algorithm, [])], form)
-                                   for runs in by_case.values())])
-    return as_markdown(lines)
+def results_of(algorithm, its):
+    """A line of results: what a training run reaches, and what it takes. its: a run of each seed.
+    """
+    def of(function, form="{:.2f}"):
+        return spread([function(run) for run in its], form)
+
+    def median(function, form="{:.2f}"):
+        return form.format(statistics.median(function(run) for run in its))
+
+    return {"": algorithm,
+            "prompts x responses per step":
+                f"{its[0]['prompts_per_step']} x {its[0]['responses_per_prompt']}",
+            "greedy accuracy, %": of(lambda run: 100 * run["greedy"][-1], "{:.1f}"),
+            "sampled accuracy, %": of(lambda run: 100 * run["sampled"][-1], "{:.1f}"),
+            "KL per token": of(lambda run: run["kl"], "{:.4f}"),
+            "generations": f"{costs(its[0])['generations'][-1]:,}",
+            "tokens": median(lambda run: run["tokens"][-1], "{:,.0f}"),
+            "GB": median(lambda run: run["memory_gb"]),
+            "seconds of a step": of(lambda run: run["seconds_of_step"]["step"]),
+            **{phase: median(lambda run, phase=phase: run["seconds_of_step"][phase])
+               for phase in ("generate", "reference", "train")}}
 
 
-def results_table(runs):
-    """What a training run reaches, and what it takes. runs: {algorithm: [a run of each seed]}."""
-    lines = [["", "prompts x responses per step", "greedy accuracy, %", "sampled accuracy, %",
-              "KL per token", "generations", "tokens", "GB", "seconds of a step", "generate",
-              "reference", "train"]]
-    for algorithm, its in runs.items():
-        def of(function, form="{:.2f}", its=its):
-            return spread([function(run) for run in its], form)
-
-        phases = [f"{statistics.median(run['seconds_of_step'][phase] for run in its):.2f}"
-                  for phase in ("generate", "reference", "train")]
-        lines.append([
-            algorithm, f"{its[0]['prompts_per_step']} x {its[0]['responses_per_prompt']}",
-            of(lambda run: 100 * run["greedy"][-1], "{:.1f}"),
-            of(lambda run: 100 * run["sampled"][-1], "{:.1f}"),
-            of(lambda run: run["kl"], "{:.4f}"), f"{costs(its[0])['generations'][-1]:,}",
-            f"{statistics.median(run['tokens'][-1] for run in its):,.0f}",
-            f"{statistics.median(run['memory_gb'] for run in its):.2f}",
-            of(lambda run: run["seconds_of_step"]["step"]), *phases])
-    return as_markdown(lines)
-
-
-def time_table(runs, level):
+def time_line(algorithm, its, level):
     """What it takes to reach the accuracy `level`, with none, a part or all of stage 1."""
-    lines = [["", "reached by", "prompts", "generations", "with stage 1", "tokens", "with stage 1",
-              *(f"seconds, stage 1 {name}" for name in SHARED)]]
-    for algorithm, its in runs.items():
-        def of(unit, share=0, form="{:,.0f}", its=its):
-            found = [first_time(run, costs(run, share)[unit], level) for run in its]
-            return spread([x for x in found if x is not None], form)
+    def of(unit, share=0, form="{:,.0f}"):
+        found = [first_time(run, costs(run, share)[unit], level) for run in its]
+        return spread([x for x in found if x is not None], form)
 
-        reached = sum(max(run["sampled"][1:]) >= level for run in its)
-        lines.append([algorithm, f"{reached} of {len(its)}", of("prompts"), of("generations"),
-                      of("generations", 1), of("tokens"), of("tokens", 1),
-                      *(of("seconds", share, "{:.0f}") for share in SHARED.values())])
-    return as_markdown(lines)
+    reached = sum(max(run["sampled"][1:]) >= level for run in its)
+    return [algorithm, f"{reached} of {len(its)}", of("prompts"), of("generations"),
+            of("generations", 1), of("tokens"), of("tokens", 1),
+            *(of("seconds", share, "{:.0f}") for share in SHARED.values())]
 
 
 def rates_table(results):
@@ -260,8 +251,7 @@ def rates_table(results):
     lines = [["sampled accuracy, %", *(f"{rate:g} x the learning rate" for rate in rates)]]
     for algorithm in list(ALGORITHMS)[:4]:
         its = {r["rate"]: r for r in results
-               if (r["task"], r["accounting"], r["algorithm"], r["seed"])
-               == ("facts", "equal generations", algorithm, 0)}
+               if [r[key] for key in CASE[:4]] == ["facts", "equal generations", algorithm, 0]}
         lines.append([algorithm, *(f"{100 * its[rate]['sampled'][-1]:.1f}" if rate in its else ""
                                    for rate in rates)])
     return as_markdown(lines)
@@ -269,9 +259,8 @@ def rates_table(results):
 
 def draw(by_case):
     """Accuracy against seconds: a row per task, a column per accounting."""
-    names = list(PREPARE)
-    figure, axes = plt.subplots(len(names), 2, figsize=(11, 4 * len(names)), squeeze=False,
-                                layout="constrained")
+    names = list(PRESETS)
+    figure, axes = plt.subplots(len(names), 2, figsize=(11, 4 * len(names)), layout="constrained")
     for (task, accounting), runs in by_case.items():
         ax = axes[names.index(task), list(ACCOUNTINGS).index(accounting)]
         for (algorithm, its), colour in zip(list(runs.items())[:4], COLOURS, strict=False):
@@ -294,35 +283,36 @@ def draw(by_case):
 
 
 def show(results):
-    by_case = {}
-    for task, accounting in LEVEL:
-        runs = {}
-        for algorithm in ACCOUNTINGS[accounting][0]:
-            its = [r for r in results
-                   if (r["task"], r["algorithm"], r["rate"]) == (task, algorithm, 1)
-                   and (r["accounting"] == accounting or algorithm == "GRPO")]
+    by_case = {}  # {(task, accounting): {algorithm: [a run of each seed]}}
+    for case in LEVEL:
+        for algorithm in ACCOUNTINGS[case[1]][0]:
+            its = [r for r in results if (r["task"], r["algorithm"], r["rate"]) == (
+                case[0], algorithm, 1) and (r["accounting"] == case[1] or algorithm == "GRPO")]
             if its:
-                runs[algorithm] = its
-        if runs:
-            by_case[task, accounting] = runs
+                by_case.setdefault(case, {})[algorithm] = its
     for title, form, function in (
             ("Sampled accuracy at the end, %", "{:.1f}", lambda run: 100 * run["sampled"][-1]),
             ("KL per token", "{:.3f}", lambda run: run["kl"]),
             ("Seconds of a step", "{:.2f}", lambda run: run["seconds_of_step"]["step"])):
-        print(f"\n### {title}\n\n{summary_table(by_case, function, form)}")
-    for (task, accounting), runs in by_case.items():
-        count = max(map(len, runs.values()))
-        print(f"\n### {task}, {accounting}\n\nMedian of {count} seeds, and in brackets smallest "
-              f"and largest. The phases are medians.\n\n{results_table(runs)}")
-        level = LEVEL[task, accounting]
-        print(f"To {level:.0%} sampled accuracy:\n\n{time_table(runs, level)}")
+        lines = [[algorithm, *(spread([*map(function, runs.get(algorithm, []))], form)
+                               for runs in by_case.values())] for algorithm in ALGORITHMS]
+        print(f"\n### {title}\n\n{as_markdown([['', *map(', '.join, by_case)], *lines])}")
+    for case, runs in by_case.items():
+        reached = [results_of(*item) for item in runs.items()]
+        times = [time_line(*item, LEVEL[case]) for item in runs.items()]
+        print(f"\n### {', '.join(case)}\n\nMedian of {max(map(len, runs.values()))} seeds, and in "
+              "brackets smallest and largest. The phases are medians.\n\n"
+              f"{as_markdown([[*reached[0]], *([*line.values()] for line in reached)])}")
+        header = ["", "reached by", "prompts", "generations", "with stage 1", "tokens",
+                  "with stage 1", *(f"seconds, stage 1 {name}" for name in SHARED)]
+        print(f"To {LEVEL[case]:.0%} sampled accuracy:\n\n{as_markdown([header, *times])}")
     print(f"\n### facts, equal generations, first seed\n\n{rates_table(results)}")
     draw(by_case)
     print(f"wrote {PICTURE.relative_to(REPO)}")
 
 
 if __name__ == "__main__":
-    configure(globals())
+    args = configure(__file__)
     results = read_jsonl(RESULTS, ("task",)) if RESULTS.exists() else []
-    run_missing(results)
+    run_missing(args, results)
     show(results)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib.base_model import BASE_MODEL
+from lib.base_model import BASE_MODEL, byte_tokenizer
 from lib.cli import configure
 from lib.memory import estimate
 from model import LOGPS_CHUNK, Config, Qwen2
@@ -21,7 +21,9 @@ dtype = "bfloat16"             # of computation, float32 or bfloat16
 checkpoint_activations = True  # recompute activations in backward
 # --------------------------------------------------------------------------------------------------
 
-SIZES = {"0.5B": Config(),
+# The embedded tasks' model, and Qwen2.5's.
+SIZES = {"1M": Config(vocab_size=257, **BASE_MODEL),
+         "0.5B": Config(),
          "1.5B": Config(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12,
                         intermediate_size=8960),
          "3B": Config(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16,
@@ -31,34 +33,37 @@ SIZES = {"0.5B": Config(),
                       tie_word_embeddings=False)}
 
 
-TINY = Config(vocab_size=257, **BASE_MODEL)  # the embedded task's
-
-
-def on_meta_device(config):
+def on_meta_device(size):
     """A Qwen2 without memory for its weights."""
     with torch.device("meta"):
-        return Qwen2(config)
+        return Qwen2(SIZES[size])
 
 
-def main():
-    print(f"GB of each GPU in training, micro-batches of {micro_batch_tokens:,} tokens, {dtype}"
-          f"{', activations recomputed' * checkpoint_activations}; * fits {gpu:g} GB\n\n"
-          f"{'model':<8}{'GPUs':>5}{'all on the GPU':>18}{'reference on host':>20}"
-          f"{'optimizer on host':>20}{'both':>9}{'host, with both':>18}")
-    for name, config in SIZES.items():
-        model = on_meta_device(config)
+def make_model(size, folder, dtype):
+    """A checkpoint with random weights in `dtype`, and a tokenizer, for the scripts in bench/."""
+    torch.manual_seed(0)
+    Qwen2(SIZES[size]).save_pretrained(folder, dtype)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def main(args):
+    print(f"GB of each GPU in training, micro-batches of {args.micro_batch_tokens:,} tokens, "
+          f"{args.dtype}{', activations recomputed' * args.checkpoint_activations}; "
+          f"* fits {args.gpu:g} GB\n\n"
+          f"{'model':<8}{'GPUs':>5}{'all on the GPU':>18}{'with offload':>16}"
+          f"{'host memory with offload':>28}")
+    for size in list(SIZES)[1:]:
+        model = on_meta_device(size)
         for gpus in (1, 2, 4, 8):
-            parts = [estimate(model, gpus, micro_batch_tokens, dtype, LOGPS_CHUNK,
-                              checkpoint_activations, offload_reference, offload_optimizer)
-                     for offload_optimizer in (False, True) for offload_reference in (False, True)]
-            used = [sum(on_device.values()) / 1e9 for on_device, _ in parts]
+            (kept, _), (offloaded, on_host) = (
+                estimate(model, gpus, args.micro_batch_tokens, args.dtype, LOGPS_CHUNK,
+                         args.checkpoint_activations, offload) for offload in (False, True))
+            used = [sum(parts.values()) / 1e9 for parts in (kept, offloaded)]
             # 8% of the GPU are for libraries, and for what torch's allocator can't use.
-            cells = [f"{x:.1f}{'*' if x <= 0.92 * gpu else ' '}" for x in used]
-            host = sum(parts[-1][1].values()) * gpus / 1e9
-            print(f"{name:<8}{gpus:>5}{cells[0]:>18}{cells[1]:>20}{cells[2]:>20}{cells[3]:>9}"
-                  f"{host:>18.1f}")
+            cells = [f"{x:.1f}{'*' if x <= 0.92 * args.gpu else ' '}" for x in used]
+            host = sum(on_host.values()) * gpus / 1e9
+            print(f"{size:<8}{gpus:>5}{cells[0]:>18}{cells[1]:>16}{host:>28.1f}")
 
 
 if __name__ == "__main__":
-    configure(globals())
-    main()
+    main(configure(__file__))

@@ -3,14 +3,14 @@ Qwen2.5, random weights.
 
     python bench/fits.py           # without a GPU: 0.5B in several settings, 15 minutes, 16 GB
     python bench/fits.py --gpu     # on one GPU: 1.5B and 3B in 24 GB, 7B in 80 GB, and seconds
+    python bench/fits.py --tiny    # to see that it works: 1M parameters, half a minute
 
-Random weights never end a response, so each has max_response_tokens. The whole loop runs, vLLM
-included. Measured is `memory_gb` of metrics.jsonl: on a GPU, what torch allocates while the policy
-trains; else the growth of the process since its engine was built.
+The whole loop runs, vLLM included. Random weights never end a response, so each response has
+max_response_tokens. Measured is `memory_gb` of metrics.jsonl: on a GPU, what torch allocates while
+the policy trains; else the growth of the process since its engine was built.
 torch.cuda.set_per_process_memory_fraction holds a process to its limit, somewhat more strictly than
 a smaller card would: the sleeping engine's room still counts.
 """
-import json
 import os
 import re
 import subprocess
@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.estimate import SIZES, TINY, on_meta_device
-from lib.base_model import byte_tokenizer
+from bench.estimate import make_model, on_meta_device
+from lib.files import read_jsonl
 from lib.memory import available_host_memory, estimate
-from model import LOGPS_CHUNK, Qwen2
+from model import LOGPS_CHUNK
 
 import torch
 
@@ -35,32 +35,26 @@ limit, sys.argv = 1e9 * float(sys.argv[1]), sys.argv[2:]
 sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 from lib import memory
 import torch
-torch.cuda.set_per_process_memory_fraction(limit / memory.card_memory())
-memory.card_memory = lambda: limit
+torch.cuda.set_per_process_memory_fraction(limit / memory.gpu_memory())
+memory.gpu_memory = lambda: limit
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # Model, processes, sequences in a mini-batch, tokens of a response, limit in GB (0: none),
 # settings. As in a real run an update takes several micro-batches: the gradients of the first are
 # there while the second needs its activations and logits.
 CPU = dict(dtype="bfloat16", micro_batch_tokens=256)
-ON_CPU = [("0.5B", 1, 8, 56, 0, CPU),
-          ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True)),
-          ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True, dtype="float32")),
-          ("0.5B", 2, 16, 56, 0, CPU)]
-TINY_RUN = [("1M", 1, 8, 16, 0, CPU)]  # to see that this script works
-GPU = dict(dtype="bfloat16", checkpoint_activations=True, offload_optimizer=True)
+GPU = dict(dtype="bfloat16", checkpoint_activations=True, offload=True)
 GPU_24 = GPU | dict(gpu_memory_utilization=0.12, micro_batch_tokens=8192)
-ON_GPU = [("1.5B", 1, 128, 1024, 24, GPU_24),
-          ("3B", 1, 128, 1024, 24, GPU_24 | dict(offload_reference=True)),
-          ("7B", 1, 128, 1024, 80, GPU | dict(gpu_memory_utilization=0.3,
-                                              micro_batch_tokens=16384))]
-
-
-def make_model(size):
-    if not os.path.isdir(size):
-        torch.manual_seed(0)
-        Qwen2(SIZES.get(size, TINY)).save_pretrained(size, torch.bfloat16)
-        byte_tokenizer().save_pretrained(size)
+RUNS = {
+    "--cpu": [("0.5B", 1, 8, 56, 0, CPU),
+              ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True)),
+              ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True, dtype="float32")),
+              ("0.5B", 2, 16, 56, 0, CPU)],
+    "--gpu": [("1.5B", 1, 128, 1024, 24, GPU_24),
+              ("3B", 1, 128, 1024, 24, GPU_24),
+              ("7B", 1, 128, 1024, 80, GPU | dict(gpu_memory_utilization=0.3,
+                                                  micro_batch_tokens=16384))],
+    "--tiny": [("1M", 1, 8, 16, 0, CPU)]}
 
 
 def call(*command):
@@ -74,7 +68,8 @@ def call(*command):
 def train(out, size, processes, sequences, response, limit, settings):
     """One short run in the folder `out`. Returns the GB that it estimated, and the last line of its
     metrics."""
-    make_model(size)
+    if not os.path.isdir(size):
+        make_model(size, size, torch.bfloat16)
     shared = [f"--model={size}", f"--out={out}", f"--max_response_tokens={response}",
               f"--dtype={settings['dtype']}"]
     call(sys.executable, REPO / "estimate_value.py", *shared, f"--max_prompts={2 * sequences}",
@@ -88,33 +83,30 @@ def train(out, size, processes, sequences, response, limit, settings):
         *(f"--{name}={value}" for name, value in settings.items()))
     gb, unit = re.search(r"each process needs about ([\d.]+) ([GM])B", output).groups()
     return (float(gb) / (1 if unit == "G" else 1000),
-            json.loads(Path(out, "metrics.jsonl").read_text().splitlines()[-1]))
+            read_jsonl(os.path.join(out, "metrics.jsonl"), ("memory_gb",))[-1])
 
 
 def main(runs):
     call(sys.executable, REPO / "prepare.py", "--base_steps=0")
-    print(f"{'model':<6}{'processes':>10}  {'settings':<72}{'tokens':>7}{'estimated':>11}"
+    print(f"{'model':<6}{'processes':>10}  {'settings':<48}{'tokens':>7}{'estimated':>11}"
           f"{'measured':>10}{'ratio':>7}  seconds: gen  ref  train  sync", flush=True)
     for number, (size, processes, sequences, response, limit, settings) in enumerate(runs):
         # A prompt such as "47+86=?" and a newline has 8 tokens.
         tokens = min(settings["micro_batch_tokens"], sequences // processes * (8 + response))
-        _, on_host = estimate(
-            on_meta_device(SIZES.get(size, TINY)), processes, tokens, settings["dtype"],
-            LOGPS_CHUNK, *(settings.get(name, False) for name in (
-                "checkpoint_activations", "offload_reference", "offload_optimizer")))
-        host = sum(on_host.values()) * processes
-        if host > 0.9 * available_host_memory():
+        _, on_host = estimate(on_meta_device(size), processes, tokens, settings["dtype"],
+                              LOGPS_CHUNK, offload=settings.get("offload", False))
+        host, available = sum(on_host.values()) * processes, available_host_memory()
+        if host > 0.9 * available:
             print(f"{size:<6}{processes:>10}  skipped: takes {host / 1e9:.0f} GB of host memory, "
-                  f"{available_host_memory() / 1e9:.0f} GB are available", flush=True)
+                  f"{available / 1e9:.0f} GB are available", flush=True)
             continue
         expected, metrics = train(f"run{number}", size, processes, sequences, response, limit,
                                   settings)
-        on = (name for name, value in settings.items() if value is True)
-        shown = ", ".join([settings["dtype"], *on])
         measured = metrics["memory_gb"]
+        shown = [settings["dtype"], *(name for name, value in settings.items() if value is True)]
         seconds = "  ".join(f"{metrics[f'seconds_{phase}']:10.1f}"
                             for phase in ("generate", "reference", "train", "sync"))
-        print(f"{size:<6}{processes:>10}  {shown:<72}{tokens:>7,}{expected:>9.2f}GB"
+        print(f"{size:<6}{processes:>10}  {', '.join(shown):<48}{tokens:>7,}{expected:>9.2f}GB"
               f"{measured:>8.2f}GB{measured / expected:>7.2f}  {seconds}", flush=True)
 
 
@@ -123,5 +115,5 @@ if __name__ == "__main__":
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        main({"--gpu": ON_GPU, "--tiny": TINY_RUN}.get(sys.argv[-1], ON_CPU))
+        main(RUNS.get(sys.argv[-1], RUNS["--cpu"]))
         os.chdir(REPO)

@@ -41,6 +41,6 @@ piece test_cuda 450 python -m pytest -q tests/test_cuda.py
 piece step_plain 150 python bench/step.py "${shape[@]}"
 piece step_recompute 150 python bench/step.py "${shape[@]}" --compile=True \
     --checkpoint_activations=True --micro_batch_tokens=16384
-piece step_offload 180 python bench/step.py "${shape[@]}" --compile=True --offload_optimizer=True
+piece step_offload 180 python bench/step.py "${shape[@]}" --compile=True --offload=True
 piece fits 500 python bench/fits.py "$fits"
 exit $failed

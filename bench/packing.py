@@ -9,6 +9,7 @@ micro-batch takes as long as the rank with the most tokens in it. A rank is busy
 of tokens divided by the largest.
 """
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,8 +32,7 @@ def equal_numbers(lengths, limit, ranks):
                 tokens.append(0)
             tokens[-1] += length
         filled.append(tokens)
-    number = max(map(len, filled))
-    return [[tokens[k] if k < len(tokens) else 0 for tokens in filled] for k in range(number)]
+    return [*zip_longest(*filled, fillvalue=0)]
 
 
 def main():

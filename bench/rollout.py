@@ -10,20 +10,19 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path[0] = str(REPO)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import rollout  # noqa: E402
-from bench.estimate import SIZES, TINY  # noqa: E402
-from lib.base_model import byte_tokenizer  # noqa: E402
-from lib.cli import configure  # noqa: E402
-from lib.distributed import init_process_group  # noqa: E402
-from model import Qwen2  # noqa: E402
+import rollout
+from bench.estimate import make_model
+from lib.cli import configure
+from lib.distributed import init_process_group
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
+from vllm import SamplingParams
 
 size = "1M"          # or 0.5B, 1.5B, 3B, 7B; weights are random
 dtype = "float32"
@@ -35,51 +34,55 @@ repeats = 7
 # --------------------------------------------------------------------------------------------------
 
 
-def main():
-    init_process_group()
-    tokenizer = byte_tokenizer()
+def random_lengths(mean, longest):
+    """Yield the tokens of one response after another, log-normal as real ones are."""
     rng = np.random.default_rng(0)
-    lengths = rng.lognormal(np.log(mean_tokens) - 0.6 ** 2 / 2, 0.6, requests)
-    lengths = [int(n) for n in np.clip(lengths, 1, max_tokens)]
-    prompts = rng.integers(256, size=(requests, prompt_tokens)).tolist()
-    seeds = list(range(requests))
+    while True:
+        yield int(np.clip(rng.lognormal(np.log(mean) - 0.6 ** 2 / 2, 0.6), 1, longest))
+
+
+def end_responses_after(lengths):
+    """Let each request of rollout.Engine end after the next of these numbers of tokens, whatever it
+    samples. lengths: an iterator."""
+    rollout.SamplingParams = lambda **settings: SamplingParams(
+        **settings | {"max_tokens": next(lengths), "ignore_eos": True})
+
+
+def main(args):
+    init_process_group()
+    lengths = [*islice(random_lengths(args.mean_tokens, args.max_tokens), args.requests)]
+    prompts = np.random.default_rng(0).integers(256, size=(args.requests, args.prompt_tokens))
+    prompts, seeds = prompts.tolist(), [*range(args.requests)]
     with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        Qwen2(SIZES.get(size, TINY)).save_pretrained(folder, getattr(torch, dtype))
-        tokenizer.save_pretrained(folder)
-        engine = rollout.Engine(folder, dtype, prompt_tokens + max_tokens, 0.5)
-    original = rollout.SamplingParams
+        make_model(args.size, folder, getattr(torch, args.dtype))
+        engine = rollout.Engine(folder, args.dtype, args.prompt_tokens + args.max_tokens, 0.5)
 
     def ours(logps):
-        of_request = iter(lengths)
-        rollout.SamplingParams = lambda **settings: original(
-            **{**settings, "max_tokens": next(of_request)}, ignore_eos=True)
-        responses = engine.generate(prompts, seeds, max_tokens, logps=logps)
-        return sum(len(r.tokens) for r in responses)
+        end_responses_after(iter(lengths))
+        return [r.tokens for r in engine.generate(prompts, seeds, args.max_tokens, logps=logps)]
 
     def bare(logps):
-        params = [original(temperature=1.0, max_tokens=n, ignore_eos=True, seed=seed,
-                           logprobs=0 if logps else None)
+        params = [SamplingParams(temperature=1.0, max_tokens=n, ignore_eos=True, seed=seed,
+                                 logprobs=0 if logps else None)
                   for n, seed in zip(lengths, seeds, strict=True)]
         outputs = engine.llm.generate([{"prompt_token_ids": p} for p in prompts], params,
                                       use_tqdm=False)
-        return sum(len(request.outputs[0].token_ids) for request in outputs)
+        return [request.outputs[0].token_ids for request in outputs]
 
     variants = {f"{name}{', log-probabilities' * logps}": (function, logps)
                 for logps in (False, True) for name, function in (("vLLM", bare), ("ours", ours))}
     rates = {name: [] for name in variants}
-    for _ in range(repeats + 1):
+    for _ in range(args.repeats + 1):
         for name, (function, logps) in variants.items():
             begin = time.perf_counter()
-            tokens = function(logps)
+            tokens = sum(map(len, function(logps)))
             rates[name].append(tokens / (time.perf_counter() - begin))
     baseline = statistics.median(rates["vLLM"][1:])
-    print(f"{size}, {dtype}, {requests} requests, {tokens:,} tokens")
+    print(f"{args.size}, {args.dtype}, {args.requests} requests, {tokens:,} tokens")
     for name, measured in rates.items():
         rate = statistics.median(measured[1:])
         print(f"{name:<26}{rate:12,.0f} tokens/s{rate / baseline:8.2f}")
 
 
 if __name__ == "__main__":
-    configure(globals())
-    main()
+    main(configure(__file__))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.estimate import SIZES, on_meta_device
+from bench.estimate import on_meta_device
 from lib.distributed import device, run_stage
 from lib.memory import memory_in_use, peak_memory, reset_peak_memory
 from model import shard_model
@@ -18,7 +18,7 @@ from model import shard_model
 import torch
 
 
-def main():
+def main(size):
     start = memory_in_use()
     reset_peak_memory()
 
@@ -27,7 +27,7 @@ def main():
               f"{(peak_memory() - start) / 1e9:.2f} GB", flush=True)
         reset_peak_memory()
 
-    policy = on_meta_device(SIZES["0.5B"])
+    policy = on_meta_device(size)
     shard_model(policy, torch.bfloat16)
     policy.to_empty(device=device)
     with torch.no_grad():
@@ -51,4 +51,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(main, timeout_minutes=60.0)
+    run_stage(main, "0.5B", timeout_minutes=60.0)

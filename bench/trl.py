@@ -20,14 +20,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path[0] = str(REPO)  # not bench/, where this file is called like the library
+sys.path.pop(0)  # bench/, where this file is called like the library
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib import base_model  # noqa: E402
-from lib.cli import configure  # noqa: E402
-from model import Config, Qwen2  # noqa: E402
+from lib import base_model
+from lib.cli import configure
+from lib.files import read_jsonl
+from model import Config, Qwen2
 
-import torch  # noqa: E402
+import torch
 
 runs = 3         # of each, in turns; their medians are compared
 embedded = True  # the workloads
@@ -35,24 +36,23 @@ tail = True
 # --------------------------------------------------------------------------------------------------
 
 VERSION = "1.16.0"
+REPO = Path(__file__).resolve().parent.parent
 # Times stage 1 from the first sample to values.pt.
 STAGE_1 = """
 import time, estimate_value
 from lib.cli import configure
 from lib.distributed import run_stage
-configure(vars(estimate_value))
-import rollout
-stream, finish = rollout.Engine.stream, estimate_value.finish
+sample, finish = estimate_value.sample, estimate_value.finish
 def first(*args):
     global begin
     begin = time.perf_counter()
-    return stream(*args)
+    return sample(*args)
 def last(*args):
     result = finish(*args)
     print("SECONDS", time.perf_counter() - begin)
     return result
-rollout.Engine.stream, estimate_value.finish = first, last
-run_stage(estimate_value.main, timeout_minutes=60)
+estimate_value.sample, estimate_value.finish = first, last
+run_stage(estimate_value.main, configure(estimate_value.__file__), timeout_minutes=60)
 """
 
 
@@ -92,8 +92,7 @@ def ours(model, tokens, prompts, updates):
     _, memory = call(sys.executable, REPO / "train_apo.py", *shared, "--lr_decay=False",
                      f"--max_steps={updates // 2}", "--eval_every=1000", "--eval_prompts=1",
                      "--save_every=0")
-    with open("out/arithmetic/metrics.jsonl") as f:
-        steps = [json.loads(line)["seconds_step"] for line in f]
+    steps = [m["seconds_step"] for m in read_jsonl("out/arithmetic/metrics.jsonl", ())]
     return {"stage 1": seconds * 256 / prompts, "stage 2": statistics.median(steps[1:]),
             "memory": memory}
 
@@ -109,25 +108,26 @@ def trl(model, tokens, prompts, updates):
 def random_model(path):
     torch.manual_seed(0)
     tokenizer = base_model.byte_tokenizer()
-    config = {**base_model.BASE_MODEL, "initializer_range": 0.02}
+    config = base_model.BASE_MODEL | {"initializer_range": 0.02}
     model = Qwen2(Config(vocab_size=len(tokenizer), **config))
     model.hf_config = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
-def main():
+def main(args):
     trl_python()
     call(sys.executable, REPO / "prepare.py")
     random_model("random")
     # Model, longest response, prompts of stage 1, updates of stage 2.
-    workloads = {"embedded": ("data/arithmetic/model", 32, 1024, 24),
-                 "long tail": ("random", 512, 128, 8)}
+    workloads = {}
+    if args.embedded:
+        workloads["embedded"] = ("data/arithmetic/model", 32, 1024, 24)
+    if args.tail:
+        workloads["long tail"] = ("random", 512, 128, 8)
     print(f"{'seconds per 256 prompts':<26}{'TRL':>24}{'ours':>24}{'TRL / ours':>12}")
     for name, workload in workloads.items():
-        if not {"embedded": embedded, "long tail": tail}[name]:
-            continue
-        results = [(trl(*workload), ours(*workload)) for _ in range(runs)]
+        results = [(trl(*workload), ours(*workload)) for _ in range(args.runs)]
         for key in ("stage 1", "stage 2", "memory"):
             columns = [sorted(result[key] for result in column)
                        for column in zip(*results, strict=True)]
@@ -140,8 +140,8 @@ def main():
 
 
 if __name__ == "__main__":
-    configure(globals())
+    args = configure(__file__)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        main()
+        main(args)
         os.chdir(REPO)

@@ -10,15 +10,17 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench/, which has a trl.py
+sys.path.pop(0)  # bench/, which has a trl.py
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # Leave malloc as it is: our lib/__init__.py would tune it, which TRL's users don't do.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "")
-import reward  # noqa: E402
 
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from transformers import AutoTokenizer, TrainerCallback  # noqa: E402
-from trl.experimental.a2po import A2POConfig, A2POTrainer  # noqa: E402
+import reward
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+from trl.experimental.a2po import A2POConfig, A2POTrainer
 
 MINI_BATCH = 128
 
