@@ -19,7 +19,8 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 logging.disable(logging.WARNING)  # Math-Verify's, about timeouts
 
 import reward  # noqa: E402
-from lib import answers, paper_grader  # noqa: E402
+from bench import paper_grader  # noqa: E402
+from lib import answers  # noqa: E402
 
 import pairs  # noqa: E402
 

@@ -105,15 +105,9 @@ def test_a_task_with_partial_credit_through_all_stages(tmp_path):
         assert results["reward"]["value"] == pytest.approx(sum(rewards) / 32)
 
 
-ROWS = 'def rows(split):\n    return [{"prompt": "2 + 2?", "answer": "4"}] * 4\n'
-
-
 @pytest.mark.parametrize("source, message", [
     (None, "there is no task 'mine.py'"),
     ("1 / 0\n", "mine.py can't be loaded: ZeroDivisionError: division by zero (mine.py, line 1)"),
-    ("def rows(split)\n", "mine.py can't be loaded: SyntaxError: "),
-    (ROWS, "mine.py defines no function reward(response, answer, finished)"),
-    ("def reward(*_):\n    return 1\n", "mine.py defines no function rows(split)"),
     ("def rows(split):\n    return []\nreward = rows\n", "mine: the train split has no rows"),
     ("def rows(split):\n    return [{}['x']]\nreward = rows\n",
      "mine.py: rows('train') raised KeyError: 'x' (mine.py, line 2)"),
