@@ -156,7 +156,7 @@ def results(futures):
     graded = Graded([reward for reward, _ in pairs], [timed_out for _, timed_out in pairs])
     if any(graded.timed_out):
         print(f"warning: {sum(graded.timed_out)} of {len(pairs)} answers took over "
-              f"{answer_limit:g} s to grade and count as wrong")
+              f"{answer_limit:g} s or too much memory to grade, and count as wrong")
     return graded
 
 
@@ -212,9 +212,9 @@ def serve():
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     for line in sys.stdin:
         task, *arguments = json.loads(line)
-        function = load_task(task).reward  # loading a task takes none of the answer's time
-        signal.setitimer(signal.ITIMER_REAL, answer_limit)
         try:
+            function = load_task(task).reward  # loading a task takes none of the answer's time
+            signal.setitimer(signal.ITIMER_REAL, answer_limit)
             reply = function(*arguments)
             if isinstance(reply, numbers.Real) and 0 <= reply <= 1:
                 reply = float(reply)
@@ -222,7 +222,7 @@ def serve():
                 reply = f"returned {reply!r}, which is not a number from 0 to 1"
         except MemoryError:
             os.kill(os.getpid(), signal.SIGKILL)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             reply = f"raised {one_line(e)}"
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(reply), file=replies, flush=True)

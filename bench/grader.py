@@ -140,7 +140,7 @@ def grade_a_batch(built):
     graded, ms = timed(reward.grade, rows, texts, [False] * 5000)
     processes = min(16, os.cpu_count())
     print(f"\n5,000 responses in a batch: {ms / 1000:.2f} s in {processes} processes; "
-          f"{sum(graded.inexact) / 50:.1f}% needed digits, {sum(graded.timed_out)} ran out of time")
+          f"{sum(graded.timed_out)} ran out of time")
 
 
 def find_worst_hostile_input():

@@ -23,7 +23,7 @@ from reward import is_equivalent, last_boxed, load_task
 import pairs
 import pytest
 from conftest import REAL_DATA, needs_real_data
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 EQUAL = r"""
@@ -226,6 +226,8 @@ def test_against_math_verify():
 
 # ---- random and hostile answers ------------------------------------------------------------------
 
+settings.register_profile("slow machine", deadline=None)
+settings.load_profile("slow machine")
 numbers = st.fractions(min_value=-10_000, max_value=10_000, max_denominator=1000)
 spellings = st.sampled_from([
     "{n}/{d}", "{n:,}/{d}", "\\frac{{{n}}}{{{d}}}", "\\left({n}/{d}\\right)", "x = {n}/{d}",
