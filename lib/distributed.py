@@ -184,5 +184,6 @@ def foreseen(error):
     # safetensors and torch.save raise errors of their own, whose context is the system's error.
     numbers = {getattr(e, "errno", None) for e in (error, error.__context__)}
     if numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text:
-        return (f"{where}: no space left on the disk for {getattr(error, 'filename', 'a file')}. "
-                "All earlier files are intact: make room and run the same command again")
+        file = getattr(error, "filename", None) or "a file"
+        return (f"{where}: no space left on the disk for {file}. All earlier files are intact: make "
+                "room and run the same command again")

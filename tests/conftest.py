@@ -58,8 +58,7 @@ def run(script, *args, cwd, check=True, processes=0):
 
 
 def metrics_of(out):
-    with open(os.path.join(out, "metrics.jsonl")) as f:
-        return [json.loads(line) for line in f]
+    return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
 
 
 def what_counts(out):
@@ -69,20 +68,23 @@ def what_counts(out):
 
 
 def tiny_config(**changes):
-    return Config(**{**dict(vocab_size=300, hidden_size=64, intermediate_size=96,
-                            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                            max_position_embeddings=1024, rope_theta=10000.0,
-                            initializer_range=0.2), **changes})
+    sizes = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+                 rope_theta=10000.0, initializer_range=0.2)
+    return Config(**sizes | changes)
 
 
-def random_model(config, seed=0):
-    """A model in which every parameter matters: norms and biases are random, too."""
-    torch.manual_seed(seed)
-    model = Qwen2(config)
+def with_random_vectors(model):
+    """The model, in which every parameter matters: norms and biases are random, too."""
     for p in model.parameters():
         if p.dim() == 1:
             torch.nn.init.normal_(p, mean=0.5, std=0.3)
     return model
+
+
+def random_model(config, seed=0):
+    torch.manual_seed(seed)
+    return with_random_vectors(Qwen2(config))
 
 
 def packed(lengths, vocab_size, seed=0):
@@ -90,6 +92,28 @@ def packed(lengths, vocab_size, seed=0):
     g = torch.Generator().manual_seed(seed)
     return (torch.randint(vocab_size, (sum(lengths),), generator=g),
             torch.tensor([0, *lengths]).cumsum(0).to(torch.int32))
+
+
+def by_definition(logits, ids, lengths, temperature=1.0):
+    """Of packed sequences, (T,) each, from their definitions. logits (T, V), ids (T,)"""
+    logps, entropies = [], []
+    for z, y in zip(logits.split(lengths), ids.split(lengths), strict=True):
+        lp = torch.log_softmax(z.float() / temperature, -1)[:-1]
+        logps += [lp.new_zeros(1), lp.gather(-1, y[1:, None]).squeeze(-1)]
+        entropies += [lp.new_zeros(1), -(lp.exp() * lp).sum(-1)]
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def logp_errors(engine, model, prompts, max_tokens, temperature=1.0):
+    """|ln p of the engine - ln p of the model| for each token that the engine samples."""
+    errors, device = [], model.model.norm.weight.device
+    responses = engine.generate(prompts, range(len(prompts)), max_tokens, temperature, logps=True)
+    for p, r in zip(prompts, responses, strict=True):
+        ids = torch.tensor(p + r.tokens, device=device)
+        cu = torch.tensor([0, len(ids)], dtype=torch.int32, device=device)
+        logps = model.token_logps(ids, cu, temperature).detach()[len(p):].cpu()
+        errors.append((logps - torch.tensor(r.logps)).abs())
+    return torch.cat(errors)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +139,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def workdir(base, tmp_path, monkeypatch):
     """A fresh current folder with that data, model and finished stage 1, to use or to spoil."""
-    shutil.copytree(base / "data", tmp_path / "data")
-    shutil.copytree(base / "out", tmp_path / "out")
+    for name in ("data", "out"):
+        shutil.copytree(base / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -7,7 +7,7 @@ rank, to both, to both and torchrun, to torchrun alone, or SIGTERM to torchrun, 
 before it takes a machine. The last start runs to the end. Every other step is evaluated and saved,
 so kills happen during evaluation, saving and generation, too. Exits with status 1 unless
 metrics.jsonl is equal to the undisturbed run's, but for seconds and memory, and so are the trained
-weights, bit for bit. test_distributed.py does this with a few kills.
+weights, bit for bit. test_distributed.py does this with two kills.
 """
 import argparse
 import os
@@ -27,7 +27,7 @@ SMALL = ("--batch_size=32", "--mini_batch_size=16", "--eval_prompts=16", "--eval
 
 
 def torchrun(script, *args, processes=2, cwd):
-    """Start a stage under torchrun, in a session of its own, with its output in one pipe."""
+    """Start a stage, in a session of its own, with its output in one pipe."""
     return subprocess.Popen(command(script, *args, processes=processes), cwd=cwd, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             start_new_session=True, env=environment(args))
@@ -38,20 +38,21 @@ def ranks(launcher):
     found = {}
     children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
     for pid in children.stdout.split():
-        with suppress(OSError):
-            for variable in Path(f"/proc/{pid}/environ").read_text().split("\0"):
-                if variable.startswith("RANK="):
-                    found[int(variable[5:])] = int(pid)
+        with suppress(OSError, KeyError):
+            variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            found[int(dict(v.partition("=")[::2] for v in variables)["RANK"])] = int(pid)
     return found
 
 
-def steps_of(out):
-    """The step numbers in a run's metrics so far."""
-    return [m["step"] for m in metrics_of(out)] if (out / "metrics.jsonl").exists() else []
+def wait_until(launcher, ready):
+    """Returns the launcher's ranks, once ready() is true or it has ended."""
+    while launcher.poll() is None and not ready():
+        time.sleep(0.01)
+    return ranks(launcher)
 
 
 def output_of(launcher):
-    """The output of a torchrun, once it has ended. A run that hangs is killed."""
+    """The output of a job, once it has ended. A job that hangs is killed."""
     try:
         return launcher.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
@@ -59,61 +60,54 @@ def output_of(launcher):
         raise
 
 
-def wait_for_ranks(pids):
-    """Until they have ended: after the death of torchrun they do so by themselves."""
-    deadline = time.time() + 120
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.time() < deadline, f"still running: {pids}"
-        time.sleep(0.1)
+def steps_of(out):
+    """The number of steps in a run's metrics so far."""
+    return len(metrics_of(out)) if (out / "metrics.jsonl").exists() else 0
 
 
 def disturb(launcher, how):
-    """Send the signals. Returns whether a process got one."""
-    if launcher.poll() is not None:
-        return False
+    """Send the signals, and wait until all ranks have ended. Returns whether a process got one."""
     pids = ranks(launcher)
-    number = signal.SIGTERM if how == "terminate" else signal.SIGKILL
     chosen = {"rank 0": [pids.get(0)], "rank 1": [pids.get(1)], "both": [*pids.values()],
-              "all": [launcher.pid, *pids.values()], "torchrun": [launcher.pid],
-              "terminate": [launcher.pid]}[how]
+              "all": [launcher.pid, *pids.values()]}.get(how, [launcher.pid])
     met = False
-    for pid in filter(None, chosen):
-        with suppress(ProcessLookupError):  # it was just about to end
-            os.kill(pid, number)
-            met = True
-    wait_for_ranks(pids.values())
+    if launcher.poll() is None:
+        for pid in filter(None, chosen):
+            with suppress(ProcessLookupError):  # it was just about to end
+                os.kill(pid, signal.SIGTERM if how == "terminate" else signal.SIGKILL)
+                met = True
+    deadline = time.time() + 120
+    while any(Path(f"/proc/{pid}").exists() for pid in pids.values()):
+        assert time.time() < deadline, f"still running: {pids}"
+        time.sleep(0.1)
     return met
 
 
-def kill_and_compare(folder, kills, seed, steps):
-    """folder: with data/ and out/arithmetic/values.pt. Returns how many kills met a running job."""
-    rng = random.Random(seed)
-    out, undisturbed = folder / "out/killed", folder / "out/undisturbed"
-    for path in (out, undisturbed):
-        path.mkdir(parents=True)
-        shutil.copy(folder / "out/arithmetic/values.pt", path)
+def assert_equal_runs(a, b):
+    """Both runs have the same metrics, and the same trained weights."""
+    for m, n in zip(what_counts(a), what_counts(b), strict=True):
+        assert m == n, f"differs:\n{m}\n{n}"
+    weights = [(out / "model/model.safetensors").read_bytes() for out in (a, b)]
+    assert weights[0] == weights[1], "the trained weights differ"
 
-    def start(path):
-        return torchrun("train_apo.py", *SMALL, f"--max_steps={steps}", f"--out={path}", cwd=folder)
 
-    def finish(path):
-        launcher = start(path)
-        output = output_of(launcher)
-        assert launcher.returncode == 0, output
-
-    finish(undisturbed)
-    met = 0
+def main(folder, kills, seed, steps):
+    """Returns how many kills met a running job."""
+    run("prepare.py", cwd=folder)
+    run("estimate_value.py", "--max_prompts=256", cwd=folder)
+    options, rng, met = ("train_apo.py", *SMALL, f"--max_steps={steps}"), random.Random(seed), 0
+    shutil.copytree(folder / "out/arithmetic", folder / "out/killed")
+    run(*options, cwd=folder, processes=2)
+    out = folder / "out/killed"
     for kill in range(kills):
-        launcher = start(out)
+        launcher = torchrun(*options, "--out=out/killed", cwd=folder)
         how = rng.choice(["rank 0", "rank 1", "both", "all", "torchrun", "terminate"])
         # Most kills come soon after the first new step, so that the run continues slowly; the
         # others at any time, also while it starts.
-        soon = rng.random() < 0.8
-        begin, before = time.time(), steps_of(out)
-        while len(ranks(launcher)) < 2 and launcher.poll() is None:
-            time.sleep(0.1)
-        while soon and steps_of(out) == before and launcher.poll() is None:
-            time.sleep(0.01)
+        soon, begin, before = rng.random() < 0.8, time.time(), steps_of(out)
+        wait_until(launcher, lambda job=launcher: len(ranks(job)) == 2)
+        if soon:
+            wait_until(launcher, lambda before=before: steps_of(out) != before)
         time.sleep(rng.uniform(0, 2.5 if soon else 20))
         running = disturb(launcher, how)
         output = output_of(launcher)
@@ -121,26 +115,20 @@ def kill_and_compare(folder, kills, seed, steps):
         met += running
         kept = sorted(os.listdir(out / "ckpt")) if (out / "ckpt").exists() else []
         print(f"kill {kill + 1}: {how} after {time.time() - begin:.1f} s, "
-              f"{'running' if running else 'ended before'}; {len(steps_of(out))} steps, {kept}",
+              f"{'running' if running else 'ended before'}; {steps_of(out)} steps, {kept}",
               flush=True)
-    finish(out)
-    for a, b in zip(what_counts(out), what_counts(undisturbed), strict=True):
-        assert a == b, f"differs:\n{a}\n{b}"
-    weights = [(path / "model/model.safetensors").read_bytes() for path in (out, undisturbed)]
-    assert weights[0] == weights[1], "the trained weights differ"
+    run(*options, "--out=out/killed", cwd=folder, processes=2)
+    assert_equal_runs(out, folder / "out/arithmetic")
     return met
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=160)
+    for option, default in (("--kills", 20), ("--seed", 0), ("--steps", 160)):
+        parser.add_argument(option, type=int, default=default)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as path:
-        run("prepare.py", cwd=path)
-        run("estimate_value.py", "--max_prompts=256", cwd=path)
-        met = kill_and_compare(Path(path), options.kills, options.seed, options.steps)
+        met = main(Path(path), **vars(options))
     print(f"{met} of {options.kills} kills met a running job; metrics and weights are equal to the "
           "undisturbed run's")

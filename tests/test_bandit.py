@@ -3,8 +3,8 @@
 All expectations are sums over the five responses, so nothing is left to chance but the 8 samples of
 stage 1. The conclusions are in docs/claims.md, "What the theory says".
 """
-import estimate_value
-import train_apo
+from estimate_value import optimal_value
+from train_apo import apo_loss
 
 import pytest
 import torch
@@ -15,27 +15,21 @@ REF = torch.log_softmax(1.5 * torch.randn(
     3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 1)            # (3, 5)
 V_STAR = BETA2 * torch.logsumexp(REF + REWARDS / BETA2, 1)                                # (3,)
 OPTIMAL = torch.softmax(REF + REWARDS / BETA2, 1)                                         # (3, 5)
-
-
-def eight_samples(beta1):
-    """V* as stage 1 estimates it, from 8 responses of the reference."""
-    y = torch.multinomial(REF.exp(), 8, replacement=True,
-                          generator=torch.Generator().manual_seed(1))
-    return estimate_value.optimal_value(REWARDS.gather(1, y), beta1)
-
-
-VALUES = {"exact": V_STAR, "beta1 = 1, not beta2": torch.logsumexp(REF + REWARDS, 1),
-          "8 samples": eight_samples(BETA2), "8 samples, beta1 = 1": eight_samples(1.0),
-          "mean reward": (REF.exp() * REWARDS).sum(1), "0": torch.zeros(3).double()}
+EIGHT = REWARDS.gather(1, torch.multinomial(
+    REF.exp(), 8, replacement=True, generator=torch.Generator().manual_seed(1)))          # (3, 8)
+# {name: (values of the prompts, the reward where training on the reference's responses ends)}
+VALUES = {"exact": (V_STAR, 0.788),
+          "beta1 = 1, not beta2": (torch.logsumexp(REF + REWARDS, 1), 0.721),
+          "8 samples": (optimal_value(EIGHT, BETA2), 0.705),
+          "8 samples, beta1 = 1": (optimal_value(EIGHT, 1.0), 0.679),
+          "mean reward": ((REF.exp() * REWARDS).sum(1), 0.689),
+          "0": (torch.zeros(3).double(), 0.622)}
 
 
 def losses(logits, values):
     """apo_loss of every single response, (3, 5)."""
-    def of_one(*scalars):
-        return train_apo.apo_loss(*(x[None] for x in scalars), BETA2)
-
-    arguments = torch.log_softmax(logits, 1), REF, REWARDS, values[:, None].expand(3, 5)
-    return torch.vmap(torch.vmap(of_one))(*arguments)
+    of_each = torch.vmap(torch.vmap(lambda *x: apo_loss(*(y[None] for y in x), BETA2)))
+    return of_each(torch.log_softmax(logits, 1), REF, REWARDS, values[:, None].expand(3, 5))
 
 
 def train(values, sampled_from=None):
@@ -51,46 +45,34 @@ def train(values, sampled_from=None):
     return torch.softmax(logits.detach(), 1)
 
 
-def gradient_variance(values):
-    """Of the gradient of one response, sampled from the optimal policy: summed over the logits,
-    for each prompt, (3,)."""
+@pytest.mark.parametrize("name", VALUES)
+def test_on_policy_the_values_decide_only_the_loss_and_the_noise(name):
+    """The fixed point is pi_ref exp(r / beta2) / Z, whatever V is: on-policy a constant per prompt
+    has no expected gradient. There the loss of every response is (V - V*)^2. So with the exact V*
+    the gradient of each single response is 0, and one response per prompt is enough. Else its
+    variance is 4 beta2^2 (V - V*)^2 E |grad ln pi|^2."""
+    values, _ = VALUES[name]
+    torch.testing.assert_close(train(values), OPTIMAL, atol=1e-7, rtol=0)
+    squared_error = (values - V_STAR).square()
     logits = OPTIMAL.log().requires_grad_()
     each = losses(logits, values)
-    squares = torch.stack([torch.stack([
-        torch.autograd.grad(each[x, y], logits, retain_graph=True)[0].square().sum()
-        for y in range(5)]) for x in range(3)])
-    return (OPTIMAL * squares).sum(1)
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_on_policy_the_fixed_point_does_not_depend_on_the_values(name):
-    """It is pi_ref exp(r / beta2) / Z, whatever V* is: on-policy a constant per prompt has no
-    expected gradient, like the baseline of a policy gradient."""
-    torch.testing.assert_close(train(VALUES[name]), OPTIMAL, atol=1e-7, rtol=0)
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_the_values_decide_the_loss_and_the_noise(name):
-    """At the fixed point the loss of every response is (V - V*)^2. So with the exact V* the
-    gradient of each single response is 0: one response per prompt is enough. Else its variance is
-    4 beta2^2 (V - V*)^2 E |grad ln pi|^2."""
-    error = VALUES[name] - V_STAR
-    torch.testing.assert_close(losses(OPTIMAL.log(), VALUES[name]),
-                               error.square()[:, None].expand(3, 5))
+    torch.testing.assert_close(each.detach(), squared_error[:, None].expand(3, 5))
+    squares = torch.stack([torch.autograd.grad(x, logits, retain_graph=True)[0].square().sum()
+                           for x in each.flatten()]).view(3, 5)
     of_one = 1 - 2 * OPTIMAL + OPTIMAL.square().sum(1, keepdim=True)  # |grad ln pi(y)|^2, a table's
-    expected = 4 * BETA2 ** 2 * error.square() * (OPTIMAL * of_one).sum(1)
-    torch.testing.assert_close(gradient_variance(VALUES[name]), expected)
+    expected = 4 * BETA2 ** 2 * squared_error * (OPTIMAL * of_one).sum(1)
+    torch.testing.assert_close((OPTIMAL * squares).sum(1), expected)
     assert (expected.max() < 1e-12) == (name == "exact")
 
 
-@pytest.mark.parametrize("name, reward", [*zip(
-    VALUES, (0.788, 0.721, 0.705, 0.679, 0.689, 0.622), strict=True)])
-def test_off_policy_wrong_values_move_the_fixed_point(name, reward):
+@pytest.mark.parametrize("name", VALUES)
+def test_off_policy_wrong_values_move_the_fixed_point(name):
     """Responses of the reference: with the exact V* the fixed point is the same. With another V
     beta2 ln(pi / pi_ref) + V - r is in proportion to pi / pi_ref instead of 0, and the policy is
     another one."""
-    found = train(VALUES[name], sampled_from=REF.exp())
-    error = BETA2 * (found.log() - REF) + VALUES[name][:, None] - REWARDS
+    values, reward = VALUES[name]
+    found = train(values, sampled_from=REF.exp())
+    error = BETA2 * (found.log() - REF) + values[:, None] - REWARDS
     proportion = error / (found / REF.exp())
     torch.testing.assert_close(proportion, proportion.mean(1, keepdim=True).expand(3, 5),
                                atol=1e-6, rtol=0)

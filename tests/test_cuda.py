@@ -1,7 +1,6 @@
 """What only a GPU can show. Skips without CUDA; with one:  bash runs/test.sh tests/test_cuda.py
 
-Models have small shapes or the true ones, and random weights: enough for parity, for the way
-through all stages, and for speed and memory.
+Models have small shapes or the true ones, and random weights.
 """
 import copy
 import multiprocessing
@@ -9,13 +8,12 @@ import os
 import shutil
 
 from lib.base_model import byte_tokenizer
-from lib.data import sampling_seed
 from lib.distributed import init_process_group
-from model import Config, Qwen2, uses_varlen
+from model import Config, Qwen2, make_packing
 
 import pytest
 import torch
-from conftest import metrics_of, packed, random_model, run, tiny_config
+from conftest import by_definition, logp_errors, metrics_of, packed, random_model, run, tiny_config
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
               pytest.mark.slow]
@@ -33,42 +31,35 @@ def test_bfloat16_through_variable_length_attention(tmp_path):
     """The judge is transformers in float32: ours in bfloat16, packed, plain and compiled, is hardly
     further from it than transformers in bfloat16, one by one. Log-probabilities and gradients."""
     from transformers import Qwen2ForCausalLM
-    assert uses_varlen(torch.device("cuda"), torch.bfloat16)
     random_model(middle_config()).save_pretrained(tmp_path)
     lengths = [5, 170, 1, 64]
     ids, cu = (x.cuda() for x in packed(lengths, 300))
+    assert make_packing(cu, len(ids), middle_config(), torch.bfloat16).pad is None  # no padding
 
-    def ours(m):
-        return m.token_logps(ids, cu)
-
-    def theirs(m):
-        logps = []
-        for x in ids.split(lengths):
-            lp = torch.log_softmax(m(x[None]).logits[0].float(), -1)
-            logps += [lp.new_zeros(1), lp[:-1].gather(-1, x[1:, None]).squeeze(-1)]
-        return torch.cat(logps)
-
-    def measure(model_class, token_logps, dtype):
-        m = model_class.from_pretrained(tmp_path, dtype=dtype).cuda()
-        logps = token_logps(m)
+    def measure(kind, dtype, compile=False):
+        """(log-probabilities, {name: gradient of their sum})"""
+        m = kind.from_pretrained(tmp_path, dtype=dtype).cuda()
+        if compile:
+            m.compile_layers()
+        if kind is Qwen2:
+            logps = m.token_logps(ids, cu)
+        else:
+            logits = torch.cat([m(x[None]).logits[0] for x in ids.split(lengths)])
+            logps, _ = by_definition(logits, ids, lengths)
         logps.sum().backward()
         return logps.detach(), {name: p.grad.float() for name, p in m.named_parameters()}
 
-    def fused(m):
-        m.compile_layers()
-        return ours(m)
-
-    exact, exact_grads = measure(Qwen2ForCausalLM, theirs, torch.float32)
-    plain, plain_grads = measure(Qwen2, ours, torch.float32)
-    b, b_grads = measure(Qwen2ForCausalLM, theirs, torch.bfloat16)
+    exact, exact_grads = measure(Qwen2ForCausalLM, torch.float32)
+    plain, plain_grads = measure(Qwen2, torch.float32)
+    theirs, their_grads = measure(Qwen2ForCausalLM, torch.bfloat16)
     torch.testing.assert_close(plain, exact, atol=1e-3, rtol=1e-3)
     for name, g in exact_grads.items():
         assert (plain_grads[name] - g).norm() < 1e-3 * g.norm(), name
-    for function in (ours, fused):
-        a, a_grads = measure(Qwen2, function, torch.bfloat16)
-        assert (a - exact).abs().mean() < 1.5 * (b - exact).abs().mean() + 1e-3
+    for compile in (False, True):
+        ours, our_grads = measure(Qwen2, torch.bfloat16, compile)
+        assert (ours - exact).abs().mean() < 1.5 * (theirs - exact).abs().mean() + 1e-3
         for name, g in exact_grads.items():
-            error, allowed = (a_grads[name] - g).norm(), (b_grads[name] - g).norm()
+            error, allowed = (our_grads[name] - g).norm(), (their_grads[name] - g).norm()
             assert error < 2 * allowed + 0.01 * g.norm(), name
 
 
@@ -93,21 +84,11 @@ def sleep_and_wake(tied, folder):
     engine = Engine(folder, "bfloat16", 400, gpu_memory_utilization=0.3)
     master = random_model(config, seed=1).cuda()
     prompts = [list(range(1, n)) for n in (3, 30, 200)] * 8
-    seeds = [sampling_seed(i) for i in range(len(prompts))]
 
-    def mean_difference():
-        model = copy.deepcopy(master).to(torch.bfloat16)
-        responses = engine.generate(prompts, seeds, 64, logps=True)
-        diffs = []
-        for p, r in zip(prompts, responses, strict=True):
-            ids = torch.tensor(p + r.tokens, device="cuda")
-            cu = torch.tensor([0, len(ids)], dtype=torch.int32, device="cuda")
-            with torch.no_grad():
-                logps = model.token_logps(ids, cu)[len(p):].cpu()
-            diffs.append(logps - torch.tensor(r.logps))
-        return torch.cat(diffs).abs().mean().item()
+    def mean_error():
+        return logp_errors(engine, copy.deepcopy(master).to(torch.bfloat16), prompts, 64).mean()
 
-    assert mean_difference() > 0.3
+    assert mean_error() > 0.3
     for _ in range(2):
         free = torch.cuda.mem_get_info()[0]
         engine.sleep()
@@ -116,22 +97,20 @@ def sleep_and_wake(tied, folder):
             for p in master.parameters():
                 p.add_(0.02 * torch.randn_like(p))
         engine.sync(master.gather_weights())
-        assert mean_difference() < 0.05
+        assert mean_error() < 0.05
     os._exit(0)  # as the stages end
 
 
 def test_offloaded_training_continues(workdir):
-    """Under torchrun, with reference and optimizer in host memory: from the checkpoint of a run
-    without, it does what that one did."""
-    options = ("--max_steps=4", "--batch_size=64", "--mini_batch_size=32", "--eval_prompts=16",
-               "--save_every=2", "--dtype=bfloat16")
-    run("train_apo.py", *options, cwd=workdir, processes=1)
+    """Under torchrun, with --offload: from the checkpoint of a run without, it does what that one
+    did."""
+    options = ("train_apo.py", "--max_steps=4", "--batch_size=64", "--mini_batch_size=32",
+               "--eval_prompts=16", "--save_every=2", "--dtype=bfloat16")
     out = workdir / "out/arithmetic"
+    run(*options, cwd=workdir, processes=1)
     whole = metrics_of(out)
     shutil.rmtree(out / "ckpt/step-000004")
-    shutil.rmtree(out / "model")
-    done = run("train_apo.py", *options, "--offload_optimizer=True", "--offload_reference=True",
-               cwd=workdir, processes=1)
+    done = run(*options, "--offload=True", cwd=workdir, processes=1)
     assert "continuing from out/arithmetic/ckpt/step-000002" in done.stdout
     for a, b in zip(whole[2:], metrics_of(out)[2:], strict=True):
         for key in ("loss", "reward"):
@@ -142,22 +121,15 @@ def test_offloaded_training_continues(workdir):
 def test_ten_steps_at_the_true_shapes(size, tmp_path):
     """All stages with random weights: they run, stay finite, and sampler and trainer agree."""
     run("prepare.py", "--base_steps=0", cwd=tmp_path)
-    path = tmp_path / "model"
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = Qwen2(SHAPES[size])
-    model.save_pretrained(path, torch.bfloat16)
-    del model
+        Qwen2(SHAPES[size]).save_pretrained(tmp_path / "model", torch.bfloat16)
     torch.cuda.empty_cache()
-    byte_tokenizer().save_pretrained(path)
+    byte_tokenizer().save_pretrained(tmp_path / "model")
     common = ("--model=model", "--out=out", "--dtype=bfloat16", "--max_response_tokens=256")
     run("estimate_value.py", *common, "--samples_per_prompt=2", "--max_prompts=256", cwd=tmp_path)
-    done = run("train_apo.py", *common, "--max_steps=10", "--lr=1e-6", "--eval_prompts=16",
-               "--batch_size=256", cwd=tmp_path)
-    print(done.stdout)
+    run("train_apo.py", *common, "--max_steps=10", "--lr=1e-6", "--eval_prompts=16",
+        "--batch_size=256", cwd=tmp_path)
     metrics = metrics_of(tmp_path / "out")
     assert len(metrics) == 10 and all(m["grad_norm"] < float("inf") for m in metrics)
     assert max(m["logp_diff_mean"] for m in metrics) < 0.05
-    if "OUT" in os.environ:  # keep the timings
-        shutil.copy(tmp_path / "out/metrics.jsonl",
-                    os.path.join(os.environ["OUT"], f"metrics-{size}.jsonl"))
