@@ -185,5 +185,5 @@ def foreseen(error):
     numbers = {getattr(e, "errno", None) for e in (error, error.__context__)}
     if numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text:
         file = getattr(error, "filename", None) or "a file"
-        return (f"{where}: no space left on the disk for {file}. All earlier files are intact: make "
-                "room and run the same command again")
+        return (f"{where}: no space left on the disk for {file}. All earlier files are intact: "
+                "make room and run the same command again")
