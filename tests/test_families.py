@@ -49,13 +49,15 @@ def published(name):
 
 
 def small(name):
-    """The same with heads of 8 numbers and two layers. The ratio of hidden size and heads stays; the
-    norms' epsilon is large enough to be seen."""
+    """The same with heads of 8 numbers and two layers. The ratio of hidden size and heads stays,
+    and the norms' epsilon is so large that it matters."""
     config = published(name)
     head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if "head_dim" in config:
+        config["head_dim"] = 8
     return {**config, "hidden_size": config["hidden_size"] * 8 // head_dim, "vocab_size": 300,
             "num_hidden_layers": 2, "initializer_range": 0.2, "intermediate_size": 48,
-            "max_position_embeddings": 1024, "rms_norm_eps": config["rms_norm_eps"] * 1e4} | ({"head_dim": 8} if "head_dim" in config else {})
+            "max_position_embeddings": 1024, "rms_norm_eps": config["rms_norm_eps"] * 1e4}
 
 
 def transformers_model(config, folder):
