@@ -446,7 +446,7 @@ def test_stage_1_from_samples_to_v_star(tmp_path):
 def test_v_star_reaches_its_prompt(tmp_path):
     """It does so by id, whatever the order in the file. filter_incorrect leaves out what was never
     solved. The digest is another one when prompts or values change."""
-    digests, rewards = [], torch.tensor([[0.0, 0], [1, 0], [0, 1]])
+    digests, rewards = [], torch.tensor([[0.9, 0], [1, 0], [0, 1]])  # 0.9 is no solution
     for v_star, filter_incorrect in (([0.0, 0.2, 0.5], False), ([0.0, 0.2, 0.7], False),
                                      ([0.0, 0.2, 0.5], True), ([0.0, 0.2, 0.5], False)):
         save_values(tmp_path, ["c", "a", "b"], rewards, v_star, META)

@@ -7,6 +7,7 @@ from functools import partial
 
 import model as model_module
 from lib.base_model import byte_tokenizer
+from lib.weights import fingerprint
 from model import Qwen2, TokenLogps, open_model, shard_model
 
 import pytest
@@ -198,8 +199,10 @@ def test_saved_in_several_files(tied, dtype, tmp_path, monkeypatch):
     m = m.to(getattr(torch, dtype))
     assert_equal_weights(m, Qwen2.from_pretrained(tmp_path, m.model.norm.weight.dtype))
     assert_equal_weights(m, Qwen2ForCausalLM.from_pretrained(tmp_path, dtype="auto"))
-    first, *others = sorted(tmp_path.glob("*.safetensors"))
-    assert others
+    first, *_, last = sorted(tmp_path.glob("*.safetensors"))
+    before, data = fingerprint(tmp_path), last.read_bytes()
+    last.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert first != last and fingerprint(tmp_path) != before  # it covers every file
     first.unlink()
     with pytest.raises(FileNotFoundError, match=first.name):
         Qwen2.from_pretrained(tmp_path)

@@ -158,6 +158,8 @@ def test_training_learns_arithmetic(workdir):
     assert before["avg@4"]["value"] < 0.5 and after["avg@4"]["value"] > 0.7
     assert before["avg@4"]["value"] < before["pass@2"]["value"] < before["pass@4"]["value"]
     assert before["kl_per_token"] == 0 and 0.005 < after["kl_per_token"] < 0.5
+    assert after["kl_per_response"]["value"] == pytest.approx(
+        after["kl_per_token"] * after["response_length"], rel=1e-3)
     run("report.py", "out/arithmetic", cwd=workdir)
     assert os.path.getsize("out/arithmetic/curves.png") > 10_000
     for page in ("report.md", "model/README.md"):
@@ -183,7 +185,7 @@ def test_what_a_run_may_change_and_what_it_may_not(workdir):
     train = read_jsonl("data/arithmetic/train.jsonl", ())
     write_jsonl("data/arithmetic/test.jsonl",
                 [{**row, "id": f"test/{i}", "answer": "-1"} for i, row in enumerate(train[:16])])
-    run("train_apo.py", *SMALL, "--max_steps=4", "--save_every=1", "--micro_batch_tokens=100",
+    run("train_apo.py", *SMALL, "--max_steps=4", "--save_every=3", "--micro_batch_tokens=100",
         "--compile=True", "--checkpoint_activations=True", cwd=workdir)
     again = metrics_of("out/arithmetic")
     for a, b in zip(whole, again, strict=True):

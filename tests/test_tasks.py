@@ -7,10 +7,11 @@ import re
 import estimate_value
 import prepare
 import reward
+from evaluate import measure
 from lib.base_model import byte_tokenizer
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
-from lib.samples import load_values, published_rows, read_published
+from lib.samples import Response, load_values, published_rows, read_published
 from reward import load_task
 
 import datasets
@@ -44,6 +45,9 @@ def test_countdown():
             ("<answer>4</answer>", 0), ("<answer>9-3-2", 0), ("", 0),
             ("<answer>__import__('os')</answer>", 0)):
         assert task.reward(response, "4 from 3 9 2", True) == expected, response
+    row = {"id": "x", "task": "countdown", "prompt": "?", "answer": "4 from 3 9 2"}
+    results, _ = measure([row], {"greedy": [[Response([1], "<answer>9+3-2</answer>", False)]]})
+    assert (results["greedy"]["value"], results["reward"]["value"]) == (0, 0.1)  # not right
     rewards = []
     for prompt, response in task.pretraining_batch(random.Random(0), 500):
         target = re.search(r"Make (\S+) ", prompt)[1]
