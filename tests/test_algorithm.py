@@ -358,6 +358,7 @@ def test_a_run_continues_bit_for_bit(name, train):
 
 
 @cpu_only
+@pytest.mark.slow
 def test_weights_and_biases(train, monkeypatch, capsys):
     """Every step is logged, to one run also when it continues; --resume=False begins another one.
     An error of wandb is one warning, and the run goes on. A missing package is named."""

@@ -16,7 +16,7 @@ import torch
 from conftest import cpu_only, metrics_of, run, what_counts
 from kill import SMALL, assert_equal_runs, disturb, output_of, steps_of, torchrun, wait_until
 
-pytestmark = [cpu_only, pytest.mark.slow]
+pytestmark = [cpu_only, pytest.mark.slow, pytest.mark.xdist_group("distributed")]  # its fixtures
 APO = ("train_apo", *SMALL, "--max_steps=6", "--gpu_memory_utilization=0.5")
 EVALUATE = ("evaluate", "--model=data/arithmetic/model", "--max_prompts=33",
             "--samples_per_prompt=3", "--kl_to=other")

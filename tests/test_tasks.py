@@ -82,6 +82,7 @@ def test_facts():
 
 # ---- a user's task file --------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_a_task_with_partial_credit_through_all_stages(tmp_path):
     """Rewards of 0.1 reach V*, the metrics and the evaluation as they are."""
     run("prepare.py", "--task=countdown", "--base_steps=60", cwd=tmp_path)
@@ -163,6 +164,7 @@ def test_a_reward_that_fails_during_training_loses_nothing(workdir):
 
 # ---- a user's rows -------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_own_rows(base, tmp_path, monkeypatch):
     """One file: a random tenth is held out, and rows keep their ids. A folder: both splits stay as
     they are. Stage 1 takes both."""
@@ -221,6 +223,7 @@ def published(workdir):
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_rewards, beta1", [(True, 0.5), (True, -1.0), (False, 0.0)])
 def test_published_samples(published, workdir, keep_rewards, beta1):
     """values.pt is made without sampling, from the published rewards or from ours; stage 2 takes
@@ -275,6 +278,7 @@ def test_the_length_of_published_responses(published, workdir):
     assert len(samples) == 256 and max(sizes.values()) > limit
 
 
+@pytest.mark.slow
 def test_the_responses_are_uploaded_or_not(workdir):
     """Without a hub a warning follows, after the files are written."""
     done = run("estimate_value.py", "--push_to_hub=some/data", "--max_prompts=256", cwd=workdir)

@@ -102,6 +102,7 @@ def step_by_hand(policy, reference, optimizer, step, batch):
             "kl": sum(y.before - y.ref for y in batch).item() / len(entropies)}
 
 
+@pytest.mark.slow
 def test_two_steps(base, tmp_path):
     """Stage 1 has the samples, grades and values, and stage 2 the metrics and weights, that come of
     the formulas.
