@@ -1,5 +1,5 @@
-"""Every command in README.md and docs/ can be run: its files and constants exist; the two scripts
-for GSM8K and MATH run from prompts to the report."""
+"""Every command in README.md and docs/ can be run: its files and constants exist. The script for
+MATH runs from prompts to the report."""
 import json
 import os
 import re
@@ -53,12 +53,11 @@ def test_links():
 @cpu_only
 @pytest.mark.slow
 @needs_real_data
-def test_scripts_of_gsm8k_and_math(tmp_path):
-    """From prompts to the report, with a model that knows nothing, in bfloat16, both at the same
-    time on one process each."""
+def test_the_script_for_math(tmp_path):
+    """runs/math.sh goes from prompts to the report with a model that knows nothing."""
     if not (REPO / ".venv").is_dir():
-        pytest.skip("no .venv, which the scripts use")
-    for name in ("lib", "config", "runs", "baselines", "tasks", "bench"):
+        pytest.skip("no .venv, which the script uses")
+    for name in ("lib", "config", "runs", "tasks", "bench"):
         shutil.copytree(REPO / name, tmp_path / name)
     for path in [*REPO.glob("*.py"), *REPO.glob("*.txt")]:
         shutil.copy(path, tmp_path)
@@ -70,18 +69,16 @@ def test_scripts_of_gsm8k_and_math(tmp_path):
         f"source = {str(REAL_DATA)!r}\nmax_prompts = 8\nmax_response_tokens = 8\n"
         "max_steps = 1\nbatch_size = 4\nmini_batch_size = 4\neval_prompts = 4\n"
         "compile = False\ncheckpoint_activations = True\n")
-    tasks = {"gsm8k": ["gsm8k"], "math": ["math500", "minerva_math", "olympiadbench", "amc23"]}
-    scripts = [subprocess.Popen(["bash", f"runs/{task}.sh", "small.py"], cwd=tmp_path, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                env={**os.environ, "GPUS": "1", "MODEL": "tiny"}) for task in tasks]
-    for script, (task, measured) in zip(scripts, tasks.items(), strict=True):
-        output = script.communicate()[0]
-        assert script.returncode == 0, output[-4000:]
-        out = tmp_path / f"out/{task}-tiny"
-        assert list(json.loads((out / "model/eval.json").read_text())) == measured
-        text = (out / "report.md").read_text()
-        assert "Five held-out prompts" in text and f"| {measured[-1]} " in text
-    summary = [line for line in output.splitlines() if line.startswith("| tiny ")][-1]
+    done = subprocess.run(["bash", "runs/math.sh", "small.py"], cwd=tmp_path, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={**os.environ, "GPUS": "1", "MODEL": "tiny"})
+    assert done.returncode == 0, done.stdout[-4000:]
+    out = tmp_path / "out/math-tiny"
+    measured = ["math500", "minerva_math", "olympiadbench", "amc23"]
+    assert list(json.loads((out / "model/eval.json").read_text())) == measured
+    text = (out / "report.md").read_text()
+    assert "Five held-out prompts" in text and all(f"| {task} " in text for task in measured)
+    summary = [line for line in done.stdout.splitlines() if line.startswith("| tiny ")][-1]
     assert summary.count("|") == len(measured) + 2
-    assert re.search(r"eval-amc23.jsonl: 264 responses, 0.0% right by reward.py, 0.0% right by the "
-                     "paper's, 0.00% differ", output)
+    assert ("eval-amc23.jsonl: 264 responses, 0.0% right by reward.py, 0.0% right by the paper's, "
+            "0.00% differ") in done.stdout

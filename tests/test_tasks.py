@@ -21,7 +21,7 @@ from conftest import cpu_only, metrics_of, run
 from test_stages import SMALL, error
 
 pytestmark = cpu_only
-SHORT = ("--max_response_tokens=128", "--model=data/countdown/model")
+SHORT = ("--max_response_tokens=64", "--model=data/countdown/model")
 
 
 # ---- tasks with a base model ---------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_facts():
 @pytest.mark.slow
 def test_a_task_with_partial_credit_through_all_stages(tmp_path):
     """Rewards of 0.1 reach V*, the metrics and the evaluation as they are."""
-    run("prepare.py", "--task=countdown", "--base_steps=60", cwd=tmp_path)
+    run("prepare.py", "--task=countdown", "--base_steps=40", cwd=tmp_path)
     run("estimate_value.py", "--task=countdown", *SHORT, "--max_prompts=32", cwd=tmp_path)
     values = load_values(tmp_path / "out/countdown/values.pt")
     task = load_task("countdown")
@@ -101,7 +101,7 @@ def test_a_task_with_partial_credit_through_all_stages(tmp_path):
     [m] = metrics_of(tmp_path / "out/countdown")
     assert m["reward"] == pytest.approx(sum(r["reward"] for r in rollouts) / 32)
     run("evaluate.py", "--task=countdown", "--model=out/countdown/model", "--max_prompts=16",
-        "--max_response_tokens=128", "--samples_per_prompt=2", cwd=tmp_path)
+        "--max_response_tokens=64", "--samples_per_prompt=2", cwd=tmp_path)
     results = json.loads((tmp_path / "out/countdown/model/eval.json").read_text())["countdown"]
     rewards = [s["reward"] for record in read_jsonl(
         tmp_path / "out/countdown/model/eval-countdown.jsonl", ()) for s in record["samples"]]
