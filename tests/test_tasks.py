@@ -259,7 +259,7 @@ def test_published_samples_that_do_not_fit(published, workdir, monkeypatch):
     (workdir / "broken.parquet").write_bytes(b"PAR1")
     for source, message in (
             ("columns.parquet", "has no column response_1, response_2"),
-            ("broken.parquet", "broken.parquet can't be read (DatasetGenerationError)"),
+            ("broken.parquet", "broken.parquet can't be read"),
             ("nowhere.parquet", "nowhere.parquet can't be read (FileNotFoundError)"),
             ("no-such/data-set", "no-such/data-set can't be read")):
         assert message in error(estimate_value, monkeypatch, responses_from=source, out="out/p")
