@@ -57,7 +57,7 @@ def test_the_script_for_math(tmp_path):
     """runs/math.sh goes from prompts to the report with a model that knows nothing."""
     if not (REPO / ".venv").is_dir():
         pytest.skip("no .venv, which the script uses")
-    for name in ("lib", "config", "runs", "tasks", "bench"):
+    for name in ("lib", "config", "runs", "tasks", "bench", "baselines"):
         shutil.copytree(REPO / name, tmp_path / name)
     for path in [*REPO.glob("*.py"), *REPO.glob("*.txt")]:
         shutil.copy(path, tmp_path)
