@@ -1,4 +1,4 @@
-"""Prompts, the order in which training visits them, and the seeds of their samples."""
+"""Prompts, their order in training, the seeds of their samples, and what identifies a file."""
 import hashlib
 import json
 import os
