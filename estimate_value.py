@@ -52,7 +52,6 @@ dtype = "float32"                # float32 or bfloat16
 seed = 0
 gpu_memory_utilization = 0.9     # share of the GPU's memory for vLLM
 tp = 1                           # GPUs that share a vLLM engine, for models too large for one
-timeout_minutes = 60.0           # end the job if a rank makes no progress for so long
 # --------------------------------------------------------------------------------------------------
 
 
@@ -188,5 +187,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    constants = configure(__file__)
-    run_stage(main, constants, constants.timeout_minutes)
+    run_stage(main, configure(__file__))

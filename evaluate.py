@@ -18,7 +18,6 @@ right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
 import hashlib
 import json
 import os
-import sys
 from math import comb, sqrt
 from typing import NamedTuple
 
@@ -29,9 +28,9 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
                       task_name)
 from lib.distributed import (all_gather, all_reduce_sum, device, rank, restart_timer, run_stage,
                              set_activity, stop_requested, world_size)
-from lib.files import atomic_file, write_jsonl
+from lib.files import atomic_file, read_json, write_jsonl
 from lib.samples import Response, read_parts, sample
-from lib.tables import results_folder, summary, table
+from lib.tables import results_folder, results_table
 from lib.weights import find_model, fingerprint, read_weights
 from model import Qwen2, open_model
 
@@ -53,7 +52,6 @@ gpu_memory_utilization = 0.8  # share of the GPU's memory for vLLM
 micro_batch_tokens = 8192     # tokens in one forward pass, for the KL
 seed = 0
 tp = 1                        # GPUs that share a vLLM engine, for models too large for one
-timeout_minutes = 60.0        # end the job if a rank makes no progress for so long
 # --------------------------------------------------------------------------------------------------
 
 
@@ -117,17 +115,17 @@ def mean_with_interval(per_prompt):
 
 class Job(NamedTuple):
     """One model on one task."""
-    path: str            # the model's folder
+    model: str           # its name
+    path: str            # its local folder
     task: str
     rows: list           # prompts, P of them
-    folder: str          # of the results
     settings: dict       # {"greedy" or "samples": what decides these responses}
 
 
 def make_jobs(args, name, tasks):
     """([Job of each task], config, tokenizer) of a model. Raises OSError or ValueError."""
     path, config, tokenizer = open_model(name)
-    read_results(results_folder(name))  # an error now and not after hours
+    read_json(os.path.join(results_folder(name), "eval.json"))  # an error now, not after hours
     model_fingerprint, jobs = fingerprint(path), []
     for t in tasks:
         rows = load_prompts(t, "test", tokenizer, args.max_prompt_tokens,
@@ -137,8 +135,8 @@ def make_jobs(args, name, tasks):
         greedy = {"model": model_fingerprint, "prompts": fingerprint_prompts(rows),
                   "max_response_tokens": args.max_response_tokens, "dtype": args.dtype}
         samples = greedy | {"temperature": args.temperature, "seed": args.seed}
-        jobs.append(Job(path, task_name(t), subset(rows, args.max_prompts, seed=0),
-                        results_folder(name), {"greedy": greedy, "samples": samples}))
+        jobs.append(Job(name, path, task_name(t), subset(rows, args.max_prompts, seed=0),
+                        {"greedy": greedy, "samples": samples}))
     return jobs, config, tokenizer
 
 
@@ -147,39 +145,26 @@ def collect(args, job, kind, k, engine_with):
     all ranks. kind: "greedy" or "samples"; engine_with(path): the engine with a model's weights."""
     # Other settings have other files, so no response is ever lost or mixed with others.
     digest = hashlib.sha256(json.dumps(job.settings[kind]).encode()).hexdigest()[:8]
-    files = os.path.join(job.folder, "responses", f"{job.task}-{kind}-{digest}.*.jsonl")
+    files = os.path.join(results_folder(job.model), "responses",
+                         f"{job.task}-{kind}-{digest}.*.jsonl")
 
-    def read():  # rank 0's answer, on all ranks
+    def read():
         lines = [line for _, _, lines in read_parts(files) for line in lines] if rank == 0 else []
         return all_gather({(r["id"], r["sample"]): Response(r["tokens"], r["text"],
                                                             not r["finished"]) for r in lines})[0]
 
-    def missing():
-        return [(row, i, sampling_seed(args.seed, "evaluate", row["id"], i)) for row in job.rows
-                for i in range(k) if (row["id"], i) not in done]
-
     done = read()
-    if missing():
-        sample(engine_with(job.path), missing(), files, job.settings[kind],
-               args.max_response_tokens, args.temperature if kind == "samples" else 0.0,
-               desc=f"{job.task}, {kind}")
+    todo = [(row, i, sampling_seed(args.seed, "evaluate", row["id"], i)) for row in job.rows
+            for i in range(k) if (row["id"], i) not in done]
+    if todo:
+        sample(engine_with(job.path), todo, files, job.settings[kind], args.max_response_tokens,
+               args.temperature if kind == "samples" else 0.0, desc=f"{job.task}, {kind}")
         done = read()
-        if missing():
-            sys.exit(f"error: {len(missing()):,} responses are not in {job.folder}: it must be on "
-                     "a file system that all machines share. The same command samples them")
+    with one_line_errors():
+        lost = sum((row["id"], i) not in done for row, i, _ in todo)
+        check(not lost, f"{lost:,} responses are not in {os.path.dirname(files)}: it must be on a "
+              "file system that all machines share. The same command samples them")
     return [[done[row["id"], i] for i in range(k)] for row in job.rows]
-
-
-def read_results(folder):
-    """The contents of eval.json, by task. Raises ValueError if it is damaged."""
-    file = os.path.join(folder, "eval.json")
-    if not os.path.exists(file):
-        return {}
-    with open(file) as f:
-        try:
-            return json.load(f)
-        except ValueError as e:
-            raise ValueError(f"{file}: not valid JSON ({e}); move it away") from None
 
 
 # ---- measurements --------------------------------------------------------------------------------
@@ -286,7 +271,7 @@ def main(args):
         loaded = path
         return engine
 
-    by_task = {}
+    by_model = {name: {} for name in names}
     for job in jobs:
         responses = {"greedy": collect(args, job, "greedy", 1, engine_with)}
         if args.samples_per_prompt:
@@ -302,16 +287,15 @@ def main(args):
             results |= kl_divergence(args, job.path, other, job.rows, responses["samples"])
         results["settings"] = {"samples_per_prompt": args.samples_per_prompt,
                                **job.settings["samples"]}
-        by_task.setdefault(job.task, []).append(results)
+        by_model[job.model][job.task] = results
         if rank == 0:
-            write_jsonl(os.path.join(job.folder, f"eval-{job.task}.jsonl"), records)
-            with atomic_file(os.path.join(job.folder, "eval.json")) as f:
-                json.dump(read_results(job.folder) | {job.task: results}, f, indent=2)
+            folder = results_folder(job.model)
+            write_jsonl(os.path.join(folder, f"eval-{job.task}.jsonl"), records)
+            with atomic_file(os.path.join(folder, "eval.json")) as f:
+                json.dump(read_json(f"{folder}/eval.json") | {job.task: results}, f, indent=2)
             print_wrong(records, args.show)
-    print("", *(table(t, names, all_results) for t, all_results in by_task.items()), sep="\n")
-    print(summary(names, by_task, (config.hidden_size, config.num_hidden_layers)))
+    print(f"\n{results_table(by_model)}")
 
 
 if __name__ == "__main__":
-    constants = configure(__file__)
-    run_stage(main, constants, constants.timeout_minutes)
+    run_stage(main, configure(__file__))

@@ -80,7 +80,6 @@ checkpoint_activations = False   # recompute activations in backward: slower, fa
 offload = False                  # keep weights, AdamW's state and the reference in host memory
 gpu_memory_utilization = 0.5     # share of the GPU's memory for vLLM while it generates
 tp = 1                           # GPUs that share a vLLM engine, for models too large for one
-timeout_minutes = 60.0           # end the job if a rank makes no progress for so long
 logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)|; 0: by dtype
 # --------------------------------------------------------------------------------------------------
 
@@ -89,7 +88,7 @@ logp_tolerance = 0.0             # largest mean |ln p(vLLM) - ln p(trainer)|; 0:
 MAY_DIFFER = {"out", "eval_every", "eval_prompts", "save_rollouts", "save_every",
               "keep_checkpoints", "resume", "wandb", "compile", "micro_batch_tokens",
               "checkpoint_activations", "offload", "gpu_memory_utilization", "tp",
-              "timeout_minutes", "logp_tolerance"}
+              "logp_tolerance"}
 
 
 def apo_loss(logps, ref_logps, rewards, v_star, beta2):
@@ -282,5 +281,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    constants = configure(__file__)
-    run_stage(main, constants, constants.timeout_minutes)
+    run_stage(main, configure(__file__))

@@ -213,5 +213,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    constants = configure(__file__, base=train_apo.__file__, without=("beta2", "filter_incorrect"))
-    run_stage(main, constants, constants.timeout_minutes)
+    run_stage(main, configure(__file__, train_apo.__file__, without=("beta2", "filter_incorrect")))

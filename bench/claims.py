@@ -33,7 +33,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib.cli import configure, preset_values
+from lib.cli import configure, constants_of
 from lib.data import versions
 from lib.files import read_jsonl, write_jsonl
 from lib.tables import as_markdown
@@ -127,7 +127,7 @@ def train(task, accounting, algorithm, seed, rate):
     folder = REPO / f"out/claims/{task}/{accounting.replace(' ', '_')}/{name}/{seed}"
     if rate != 1:
         folder = folder.with_name(f"{seed}_rate_{rate}")
-        preset = dict(preset_values(REPO / PRESETS[task][0]))
+        preset = constants_of(REPO / PRESETS[task][0], is_preset=True)
         constants = [*constants, *(f"--{name}={rate * preset[name]}" for name in (
             ("lr", "critic_lr") if algorithm == "PPO" else ("lr",)))]
     if of_stage_1 is not None:

@@ -73,4 +73,4 @@ if __name__ == "__main__":
     measure("restart_timer", lib.distributed)
     measure("check_update", lib.run.Run)
     args = configure(train_apo.__file__)
-    lib.distributed.run_stage(main, args, args.timeout_minutes)
+    lib.distributed.run_stage(main, args)

@@ -51,4 +51,4 @@ def main(size):
 
 
 if __name__ == "__main__":
-    run_stage(main, "0.5B", timeout_minutes=60.0)
+    run_stage(main, "0.5B")

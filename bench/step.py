@@ -195,4 +195,4 @@ def report(args, algorithm, accounting, n, plan, estimated):
 
 
 if __name__ == "__main__":
-    run_stage(main, configure(__file__, base=train_apo.__file__), timeout_minutes=60)
+    run_stage(main, configure(__file__, base=train_apo.__file__))

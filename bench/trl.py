@@ -52,7 +52,7 @@ def last(*args):
     print("SECONDS", time.perf_counter() - begin)
     return result
 estimate_value.sample, estimate_value.finish = first, last
-run_stage(estimate_value.main, configure(estimate_value.__file__), timeout_minutes=60)
+run_stage(estimate_value.main, configure(estimate_value.__file__))
 """
 
 

@@ -117,7 +117,7 @@ def clean_checkpoints(folder, delete_all):
     with atomic_dir(os.path.join(folder, "ckpt", name)):
         pass
     if rank == 0:
-        left = [path for ending in ("*.probe", "*.tmp", "*.old")
+        left = [path for ending in ("*.probe", "*.tmp")
                 for path in glob(os.path.join(folder, "ckpt", ending))]
         for path in left + (all_checkpoints(folder) if delete_all else []):
             shutil.rmtree(path)

@@ -2,7 +2,7 @@
 import ast
 import difflib
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,18 +33,43 @@ def configure(script, base=None, without=()):
         if rank == 0:
             print_help(script, base, constants)
         sys.exit(0)
+    stages = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("baselines/*.py")] if presets else []
+    known = set(constants).union(*map(constants_of, stages))
     for preset in presets:
-        stages = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("baselines/*.py")]
-        for name, value in preset_values(preset):
-            override(constants, preset, name, value, set(constants).union(
-                *map(constants_of, stages)))
+        if not Path(preset).is_file():
+            exit_with_error(f"{preset}: neither --name=value nor a preset file")
+        for name, value in constants_of(preset, is_preset=True).items():
+            override(constants, preset, name, value, known)
     for option in options:
-        name, equals, text = option.removeprefix("--").partition("=")
+        name, equals, value = option.removeprefix("--").partition("=")
         if not equals:
             exit_with_error(f"{option}: constants are set as --{name}=value")
-        value = text if type(constants.get(name)) is str else literal(text)
+        if type(constants.get(name)) is not str:
+            with suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(value)
         override(constants, option, name, value, set(constants))
     return SimpleNamespace(**constants)
+
+
+def constants_of(path, is_preset=False):
+    """{name: value} of the numbers, strings and booleans that a file assigns to lower-case names at
+    its top level. Nothing is executed. Exits with one line if a preset has anything else."""
+    found, number = {}, 0
+    try:
+        for node in ast.parse(Path(path).read_text()).body:
+            number = node.lineno
+            try:
+                [name], value = [target.id for target in node.targets], ast.literal_eval(node.value)
+            except (AttributeError, ValueError):  # no assignment, to several, or of an expression
+                if is_preset:
+                    raise SyntaxError from None
+            else:
+                if is_preset or name.islower() and isinstance(value, bool | int | float | str):
+                    found[name] = value
+    except SyntaxError as e:
+        exit_with_error(f"{path}, line {e.lineno or number}: a preset has only lines of name = a "
+                        "number, string or boolean")
+    return found
 
 
 def override(constants, where, name, value, known):
@@ -69,48 +94,10 @@ def override(constants, where, name, value, known):
 def print_help(script, base, constants):
     """The script's docstring, and the lines of its constants with their comments."""
     print(ast.get_docstring(ast.parse(Path(script).read_text())), end="\n\n")
-    shown = set()
     for path in filter(None, (script, base)):
         for line in Path(path).read_text().split("# " + "-" * 20)[0].splitlines():
-            name = line.split(" = ")[0]
-            if line.startswith("# ") or name in constants and name not in shown:
+            if line.startswith("# ") or constants.pop(line.split(" = ")[0], None) is not None:
                 print(line)
-                shown.add(name)
-
-
-def constants_of(script):
-    """{name: value} of the numbers, strings and booleans that are assigned to lower-case names at a
-    script's top level. Nothing is executed."""
-    body = ast.parse(Path(script).read_text()).body
-    return {node.targets[0].id: node.value.value for node in body
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id.islower() and isinstance(node.value, ast.Constant)}
-
-
-def preset_values(path):
-    """[(name, value)] of a preset. Nothing is executed; only `name = value` lines are accepted."""
-    if not Path(path).is_file():
-        exit_with_error(f"{path}: neither --name=value nor a preset file")
-    try:
-        found = []
-        for node in ast.parse(Path(path).read_text()).body:
-            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                    and len(node.targets) == 1):
-                raise SyntaxError("", (path, node.lineno, 0, ""))
-            found.append((node.targets[0].id, ast.literal_eval(node.value)))
-        return found
-    except SyntaxError as e:
-        exit_with_error(f"{path}, line {e.lineno}: a preset has only lines of name = value")
-    except ValueError:
-        exit_with_error(f"{path}: a value is not a number, string or boolean")
-
-
-def literal(text):
-    """A Python literal, or the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def check(condition, message):

@@ -110,7 +110,7 @@ def init_process_group(timeout_minutes=60.0):
         sys.stdout = open(os.devnull, "w")
 
 
-def run_stage(main, args, timeout_minutes):
+def run_stage(main, args, timeout_minutes=60.0):
     """Call main(args) in every process of the job, then end the process: a stage's last line.
 
     timeout_minutes: how long a rank may wait for the others, or make no progress.

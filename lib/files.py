@@ -28,6 +28,17 @@ def read_jsonl(path, keys):
     return rows
 
 
+def read_json(path):
+    """The contents of a .json file, {} if there is none. Raises ValueError with one line."""
+    if not os.path.isfile(path):
+        return {}
+    with open(path) as f:
+        try:
+            return json.load(f)
+        except ValueError as e:
+            raise ValueError(f"{path}: not valid JSON: {e}") from None
+
+
 def write_jsonl(path, rows):
     """Write one JSON object per line, atomically."""
     with atomic_file(path) as f:
@@ -53,11 +64,12 @@ def atomic_file(path, mode="w"):
 
 @contextmanager
 def atomic_dir(path):
-    """Yield a temporary folder that takes the name `path`, replacing it, when the block ends well.
+    """Yield a temporary folder that takes the name `path`, for an older one, when the block ends
+    well.
 
     All ranks call it together and may write into the folder; they go on when it has its name.
     """
-    temporary, old = f"{path}.tmp", f"{path}.old"
+    temporary = f"{path}.tmp"
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
         os.makedirs(temporary)
@@ -75,17 +87,13 @@ def atomic_dir(path):
                 sync(os.path.join(temporary, name))
             sync(temporary)
             if os.path.isdir(path):
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(path, old)
+                shutil.rmtree(path)
             os.rename(temporary, path)
             sync(os.path.dirname(path))
         barrier()
     finally:
         if rank == 0:
-            if not os.path.isdir(path) and os.path.isdir(old):  # the second rename failed
-                os.rename(old, path)
-            for left in (temporary, old):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path):

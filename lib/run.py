@@ -13,7 +13,7 @@ from lib.cli import check, one_line_errors
 from lib.data import versions
 from lib.distributed import (all_gather, all_reduce_sum, cuda, device, rank, set_activity,
                              stop_requested, world_size)
-from lib.files import atomic_dir, read_jsonl, write_jsonl
+from lib.files import atomic_dir, read_json, read_jsonl, write_jsonl
 from lib.memory import peak_memory
 
 import torch
@@ -53,11 +53,8 @@ class Run:
 
     def is_finished(self):
         """Whether <folder>/model is the result of all steps already."""
-        path = os.path.join(self.folder, "model", "training.json")
-        if not self.checkpoint or not os.path.exists(path):
-            return False
-        with open(path) as f:
-            return json.load(f)["steps"] == self.step >= self.max_steps
+        steps = read_json(os.path.join(self.folder, "model", "training.json")).get("steps")
+        return bool(self.checkpoint) and steps == self.step >= self.max_steps
 
     def start(self, engine, policy, optimizer, evaluate, trained=None):
         """Load the checkpoint, if there is one, and bring the weights to the engine.
@@ -306,6 +303,4 @@ def hardware():
     """This job's machine in words, such as "1 x NVIDIA H100 80GB HBM3"."""
     if cuda:
         return f"{world_size} x {torch.cuda.get_device_name()}"
-    with open("/proc/cpuinfo") as f:
-        names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {(names or ['an unknown CPU'])[0]}"
+    return f"{len(os.sched_getaffinity(0))} CPU cores"

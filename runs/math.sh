@@ -6,10 +6,10 @@
 #   GPUS=4 MODEL=Qwen/Qwen2.5-7B bash runs/math.sh config/7b.py    # 7B on four; presets at the end
 #
 # It needs the hub, and GPUs of 80 GB: one for 1.5B, four for 7B. The paper reports, on four H100,
-# 6.92 hours for 1.5B, 8.78 for 3B and 11.01 for 7B, and the accuracies that the last table shows
-# beside yours. By this repository's measurement of one step (bench/RESULTS.md, 8.6 s on one H100 at a
-# mean length of 384 tokens) the 675 steps of 1.5B would take 1.6 hours on one H100; nobody has run
-# the whole script on GPUs yet.
+# 6.92 hours for 1.5B, 8.78 for 3B and 11.01 for 7B; docs/manual.md has its accuracies. By this
+# repository's measurement of one step (bench/RESULTS.md, 8.6 s on one H100 at a mean length of 384
+# tokens) the 675 steps of 1.5B would take 1.6 hours on one H100; nobody has run the whole script on
+# GPUs yet.
 source "$(dirname "$0")/setup.sh"
 
 gpus=${GPUS:-$(nvidia-smi -L | wc -l)} model=${MODEL:-Qwen/Qwen2.5-1.5B}

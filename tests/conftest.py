@@ -13,6 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,13 +50,43 @@ def environment(args):
     return {**os.environ, "TORCHDYNAMO_DISABLE": str(int("--compile=True" not in args))}
 
 
-def run(script, *args, cwd, check=True, processes=0):
-    """Run a stage as a user does, from the folder `cwd`. Returns the process with its output."""
-    done = subprocess.run(command(script, *args, processes=processes), cwd=cwd, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
-                          env=environment(args))
+def run(script, *args, cwd, check=True, processes=0, alone=False):
+    """Run a stage in the folder `cwd`. Returns the process with its output.
+
+    It runs as a user starts it if it is alone, or has several processes. Else stages that sample
+    run one after the other in a process of this pytest's (stages.py).
+    """
+    samples = script.startswith(("estimate_value", "train_apo", "evaluate", "baselines"))
+    if samples and not (alone or processes or torch.cuda.is_available()):
+        done = stages_of_this_process().run(script, *args, cwd=cwd)
+    else:
+        done = subprocess.run(command(script, *args, processes=processes), cwd=cwd, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+                              env=environment(args))
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done
+
+
+class Stages:
+    """The process of stages.py."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", REPO / "tests/stages.py"], text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env=environment(()))
+        self.output = tempfile.NamedTemporaryFile()
+
+    def run(self, script, *args, cwd):
+        request = [str(cwd), self.output.name, script, *map(str, args)]
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        status = self.process.stdout.readline()  # empty if the process has ended
+        text = Path(self.output.name).read_text()
+        return subprocess.CompletedProcess(request, int(status or -1), text)
+
+
+@cache
+def stages_of_this_process():
+    return Stages()
 
 
 def metrics_of(out):

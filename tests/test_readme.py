@@ -77,8 +77,7 @@ def test_the_script_for_math(tmp_path):
     measured = ["math500", "minerva_math", "olympiadbench", "amc23"]
     assert list(json.loads((out / "model/eval.json").read_text())) == measured
     text = (out / "report.md").read_text()
-    assert "Five held-out prompts" in text and all(f"| {task} " in text for task in measured)
-    summary = [line for line in done.stdout.splitlines() if line.startswith("| tiny ")][-1]
-    assert summary.count("|") == len(measured) + 2
+    assert "Five held-out prompts" in text
+    assert all(f"| {task}, avg@" in text and f"| {task}, avg@" in done.stdout for task in measured)
     assert ("eval-amc23.jsonl: 264 responses, 0.0% right by reward.py, 0.0% right by the paper's, "
             "0.00% differ") in done.stdout

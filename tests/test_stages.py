@@ -216,7 +216,7 @@ def test_stale_weights_stop_the_run(workdir):
         "from lib.cli import configure\n"
         "from lib.distributed import run_stage\n"
         "rollout.Engine.sync = lambda self, weights: list(weights)  # it keeps the old ones\n"
-        "run_stage(train_apo.main, configure(train_apo.__file__), timeout_minutes=10)\n")
+        "run_stage(train_apo.main, configure(train_apo.__file__))\n")
     done = subprocess.run([sys.executable, "broken.py", *SMALL, "--max_steps=3"], text=True,
                           capture_output=True)
     assert done.returncode == 1 and "error: step 1: vLLM's log-probabilities differ" in done.stderr
@@ -440,13 +440,13 @@ def test_the_command_line(workdir):
     for options, begin in (((), "error: out/arithmetic/values.pt: no such file"),
                            (("--max_stepz=3",), "error: --max_stepz=3: there is no constant "
                             "'max_stepz'; did you mean max_steps?")):
-        done = run("train_apo.py", *options, cwd=workdir, check=False)
+        done = run("train_apo.py", *options, cwd=workdir, check=False, alone=True)
         assert done.returncode == 1 and done.stdout.count("\n") == 1
         assert done.stdout.startswith(begin)
     three = run("train_apo.py", "--batch_size=16", "--mini_batch_size=8", cwd=workdir, processes=3,
                 check=False)  # all ranks find the mistake, one says it
     assert three.returncode and three.stdout.count("error: --mini_batch_size=8 is not a mult") == 1
-    text = run("baselines.grpo", "--help", cwd=workdir).stdout
+    text = run("baselines.grpo", "--help", cwd=workdir, alone=True).stdout
     assert "max_steps = 32" in text and "group_size = 8" in text
     assert "batch_size = 32 " in text and "batch_size = 256" not in text and "beta2" not in text
     code = ("import sys, prepare, estimate_value, train_apo, evaluate, baselines.grpo\n"
