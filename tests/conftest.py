@@ -99,6 +99,26 @@ def what_counts(out):
             for m in metrics_of(out)]
 
 
+def assert_same_training(a, b, rel=2e-5):
+    """The same samples in both runs, and all else within rounding."""
+    for m, n in zip(metrics_of(a), metrics_of(b), strict=True):
+        assert m["tokens"] == n["tokens"] and set(m) == set(n)
+        for key in ("loss", "kl", "grad_norm", "entropy", "reward"):
+            assert m[key] == pytest.approx(n[key], rel=rel, abs=rel / 10), (m["step"], key)
+        for key in ("accuracy", "accuracy_sampled"):
+            assert m.get(key) == n.get(key), m["step"]
+
+
+def assert_same_evaluation(a, b):
+    """Of the base model in both folders, but for the rounding of the KL: the micro-batches
+    differ."""
+    a, b = (json.loads((folder / "data/arithmetic/model/eval.json").read_text())["arithmetic"]
+            for folder in (a, b))
+    kl = [(results.pop("kl_per_response")["value"], results.pop("kl_per_token"))
+          for results in (a, b)]
+    assert kl[0] == pytest.approx(kl[1], rel=1e-3) and a == b
+
+
 def tiny_config(**changes):
     sizes = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,

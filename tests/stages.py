@@ -65,6 +65,9 @@ def serve():
             status = exit_status(end)
         except Exception:
             traceback.print_exc()
+        for engine in engines.values():  # a stage that failed may have left requests
+            while engine.llm.llm_engine.has_unfinished_requests():
+                engine.llm.llm_engine.step()
         reward.pool().shutdown()  # the next stage's tasks may be other files of the same name
         reward.pool.cache_clear()
         reward.load_task.cache_clear()

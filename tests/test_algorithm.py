@@ -336,7 +336,8 @@ def test_training_is_what_its_formulas_say(name, train):
 
 
 @cpu_only
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["apo", *(pytest.param(name, marks=pytest.mark.slow)
+                                           for name in ("rebel", "grpo", "ppo"))])
 def test_a_run_continues_bit_for_bit(name, train):
     """From the checkpoint of its first steps a run does what it would have done without stopping.
     Weights and AdamW's state are float32 also when the computation is in bfloat16, in which the

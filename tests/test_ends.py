@@ -27,7 +27,7 @@ def test_full_disk(workdir):
         pytest.skip("no permission to mount")
 
     def fails(*stage):
-        done = run(*stage, "--out=out/small", cwd=workdir, check=False, alone=True)
+        done = run(*stage, "--out=out/small", cwd=workdir, check=False)
         assert done.returncode == 1 and "Traceback" not in done.stdout
         return done.stdout.strip().splitlines()[-1]
 

@@ -433,6 +433,7 @@ def test_weights_or_a_tokenizer_that_do_not_fit_the_config(workdir, monkeypatch)
         estimate_value, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_command_line(workdir):
     """In a real process: exit status 1 and one line for a mistake; --help; nothing is imported that
     takes seconds or claims the GPU, and importing a stage runs nothing."""
