@@ -32,14 +32,16 @@ memory_limit = 2 * 2**30   # bytes of address space of a grading process
 
 
 def gsm8k(response, answer, finished=True):
-    """1.0 if the number after the first `####` equals the answer, by value: also 72.0, $72, 1,200.
+    """1.0 if what the line after the first `####` states equals the answer, by value: also 72.0,
+    $72, **72**, 70 + 2 = 72.
 
     The format is that of GSM8K's own solutions. `finished` has no effect: a response that was
     truncated after its `#### 72` still earns 1.0 if the answer is 72.
     """
-    # (?>...) matches a number as a whole or not at all; it must not be the start of a formula.
-    found = re.search(r"####\s*(-?)\s*\$?\s*(-?(?>[\d,]*\.?\d+))(?![/^*]|[eE]\d)", response)
-    return float(found is not None and is_equivalent(found[1] + found[2], answer))
+    _, *after = response.split("####", 2)
+    line = "".join(after[:1]).strip().partition("\n")[0]
+    line = re.sub(r"\*\*(.*?)\*\*", r"\1", line)  # bold in Markdown
+    return float(is_equivalent(line.partition(". ")[0], answer))
 
 
 def math(response, answer, finished=True):

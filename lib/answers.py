@@ -4,17 +4,19 @@ r"""Comparison of final answers, in LaTeX or plain text, by value.
     is_equivalent("x > 3", r"(3, \infty)")                       # True
     is_equivalent("0.333", r"\frac13")                           # False: near, but not equal
 
-How two answers are compared, cheapest first:
-  1. As text, after `clean` has replaced different LaTeX and Unicode spellings of a thing by one.
-  2. As trees. A parser written by hand reads what answers consist of. No text is ever run as code.
-  3. Trees are compared by kind: lists in any order, tuples in order, intervals and inequalities as
-     sets of reals, equations up to a factor, matrices entry by entry ...
-  4. That leaves pairs of numbers or formulas, which are evaluated: with exact fractions as long as
+How two answers are compared:
+  1. `normalise` drops what is only looks (fonts, sizes, colours), and replaces Unicode by LaTeX.
+     `tokenize` reads LaTeX's commands, groups and text, numbers and words.
+  2. Answers in words are compared as words.
+  3. `Parser` makes trees of all others. No text is ever run as code.
+  4. `same` compares trees by kind: lists in any order, tuples in order, intervals and inequalities
+     as sets of reals, equations up to a factor, matrices entry by entry ...
+  5. That leaves pairs of numbers or formulas, which are evaluated: with exact fractions as long as
      possible; else with mpmath to 40 digits and, if these agree, to 500. Variables take random
      values. Two polynomials that agree there are equal (Schwartz-Zippel lemma); two formulas with
      roots, powers or functions whose first 450 digits agree are taken to be equal.
-sympy in place of step 4 gave the same verdicts, took 11 times as long, and did not return on some
-hostile input (LOG.md). Here every comparison has a budget of steps.
+Every comparison has a budget of steps. What would need a guess is refused: an answer that is taken
+wrongly teaches the model to give it.
 
 A tree is a Fraction, a str (variable or constant), or a tuple of a kind and its parts:
 
@@ -29,7 +31,10 @@ A tree is a Fraction, a str (variable or constant), or a tuple of a kind and its
             ("matrix", columns, a, ...)      the entries row by row
             ("ratio", a, ...)                1:2
             ("rel", ("<", ...), a, b, ...)   a < b ...
+            ("mod", n, a)                    a \pmod{n}
             ("base", digits, base)           12_5
+            ("time", hour, minute, "am")     9:30 a.m.
+            ("compound", a, ...)             5 ft 6 in
             ("word", text)                   even
   sets of   ("union", a, ...)                a \cup b
   reals     ("both", a, ...)                 a \cap b
@@ -93,7 +98,7 @@ def is_equivalent(prediction, answer):
         return bool(answer.strip())
     if max(len(prediction), len(answer)) > max_answer_chars:
         return False
-    a, b = clean(prediction), clean(answer)
+    a, b = normalise(prediction), normalise(answer)
     if not a or not b:
         return False
     if a == b:
@@ -117,128 +122,84 @@ def is_equivalent(prediction, answer):
             y = parse(b, thousands=kind(y) == "list")
         return same(x, y)
     except (ValueError, ArithmeticError, RecursionError):  # not readable, no value, or too large
-        return plain(a) == plain(b)
+        return as_text(a) == as_text(b)
 
 
 # ---- text ----------------------------------------------------------------------------------------
 
-UNICODE_SPELLINGS = {  # characters: what replaces each of them
-    "− – — ‑ －": "-",       "× ✕": r"\times ",      "· ⋅ ∙ •": r"\cdot ",
-    "÷": r"\div ",           "⁄": "/",               "° º ˚": r"^\circ ",
+SPELLINGS = {  # characters: what replaces each of them
+    "− – — ‐ ‑": "-",        "× ✕": r"\times ",      "· ⋅ ∙ •": r"\cdot ",
+    "÷": r"\div ",           "⁄": "/",               "º ˚": "°",
     "√": r"\sqrt ",          "∞": r"\infty ",        "′ ’": "'",
     "≤ ⩽": r"\le ",          "≥ ⩾": r"\ge ",         "≠": r"\ne ",
     "≈": r"\approx ",        "∈": r"\in ",           "∅": r"\emptyset ",
     "∪": r"\cup ",           "∩": r"\cap ",          "∖": r"\setminus ",
-    "±": r"\pm ",            "∓": r"\mp ",           "“ ” € £": "",
-    "ℝ": r"\mathbb{R} ",     "ℤ": r"\mathbb{Z} ",    "ℕ": r"\mathbb{N} ",
+    "±": r"\pm ",            "∓": r"\mp ",           "“ ”": "",
     "⌊": r"\lfloor ",        "⌋": r"\rfloor ",       "⟨": r"\langle ",
     "⌈": r"\lceil ",         "⌉": r"\rceil ",        "⟩": r"\rangle ",
-    "∠": r"\angle ",         "△": r"\triangle ",
+    "∠": r"\angle ",         "△": r"\triangle ",     "∘": r"\circ ",
+    "ℝ": r"\mathbb{R} ",     "ℤ": r"\mathbb{Z} ",    "ℕ": r"\mathbb{N} ",
+    "、": ",",               "。": ".",              "≡": r"\equiv ",
+    "和 与 及": " and ",     "或": " or ",           "∶": ":",
 }
-UNICODE = str.maketrans({character: new for characters, new in UNICODE_SPELLINGS.items()
+UNICODE = str.maketrans({character: new for characters, new in SPELLINGS.items()
                          for character in characters.split()})
-SMALL_DIGITS = str.maketrans(
-    "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉",
-    "0123456789-+n0123456789")
+SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
+GROUP = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+TEXT = re.compile(r"\\(?:[mh]box|emph|text(?:bf|it|rm|sf|tt|up|normal)?|mathrm|operatorname\*?)"
+                  r"\s*" + GROUP)
+# What changes nothing but the looks of what follows, or of nothing.
+LOOKS = re.compile(rf"""(?<!\\)\$ | \\[()]
+    | (?<!\\)\\[\[\]]                                            # \[5\], but not \\[2pt]
+    | \\(?:left|right|middle)(?![a-zA-Z])(?:\s*\.(?!\d))?
+    | \\(?:[bB]igg?[lrm]?|(?:display|text|script)style|(?:no)?limits|underline|rm|bf|it|sf|tt
+      |math(?:bf|it|sf|tt|normal|cal|scr|frak|op)|boldsymbol|bm|pmb|boxed|fbox|ensuremath
+      |tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|therefore|implies|Rightarrow
+      )(?![a-zA-Z])
+    | \\(?:(?:text)?color(?:box)?|[hv]space|label|tag)\*?\s*{GROUP}
+    | \\[hv]?phantom\s*(?:{GROUP}|.)
+    | \bnp\. | (?<=\bsq)\. | (?<=\bcu)\.""", re.VERBOSE)
+# A note behind an answer that says nothing about its value: for all x, where k is an integer.
+GAP = r"(?:[\s}]|\\text\s*\{)*"
+NOTE = re.compile(rf"""(?<=\S)[,;]?\s*\(?{GAP}[,(]?\s*\b(?:since|because
+    |(?:for|where)\ (?:all|every|any)
+    |(?:for|where|with){GAP}(?:some\ )?[a-z]?{GAP}(?:is\ )?(?:an\ |any\ )?integers?)\b.*$""",
+                  re.VERBOSE)
+# Reversed brackets of an interval: ]0, 1[
+INTERVAL = re.compile(r"([\[\](])([^\[\]()]*,[^\[\]()]*)([\[\])])")
+DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
 FUNCTIONS = """arcsinh arccosh arctanh arcsin arccos arctan arccot sinh cosh tanh coth sech csch
 sin cos tan cot sec csc log ln lg exp sqrt""".split()
-
-
-def compiled(rules):
-    """[(compiled pattern, replacement)]. @ in a pattern: the name of a LaTeX command ends here."""
-    return [(re.compile(pattern.replace("@", "(?![a-zA-Z])")), new) for pattern, new in rules]
-
-
-# Applied one after another, to answers with a backslash in them.
-LATEX_RULES = compiled([
-    (r"^\\(?:boxed|fbox)\s*\{(.*)\}$", r"\1"),
-    (r"\{\}(?= *\^)", ""),                                              # {}^\circ
-    (r"\\R@", r"\\mathbb{R}"),
-    (r"\\(?:[dtcs]|nice)frac@", r"\\frac"),
-    (r"\\[dt]binom@", r"\\binom"),
-    (r"\\frac\s*\{(\\(?:text|mathrm)\{[^{}]*\})\}"                      # \frac{\text{m}}{\text{s}}
-     r"\s*\{(\\(?:text|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?)\}", r"\1/\2"),
-    (r"\{([^{}]*)\\over@([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"\{([^{}]*)\\choose@([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (r"(?<=\d)\s*(?:\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\!)"             # 1\!,\!234  1\,234
-     r"\s*(?=\d{3}(?!\d))", ""),
-    (r"\\\\\s*\[[\d.]+ *[a-z]+\]", r"\\\\"),                            # rows with \\[2pt] between
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|underline|rm|bf|it)@", ""),
-    (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
-    (r"(?<!\\)\\[,;:! \n]|\\q?quad@|\\hspace\{[^{}]*\}", " "),
-    (r"\\[()]|(?<!\\)\\[\[\]]", ""),
-    (r"\^\s*\{?\s*\\(?:circ|degree)@\s*\}?|\\degree@", "°"),
-    (r"\^\s*\{?\s*\\prime@\s*\}?", "'"),
-    (r"\\%", "%"),
-    (rf"\\(?:operatorname|mathrm|text)\s*\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r"\\\1 "),
-    (r"\\(?:math(?:bf|it|sf|normal)|boldsymbol|bm)\s*(?=\{[^{}]*[\d\\(])", ""),
-    (r"\\[lr]?vert@|\\mid@", "|"),
-    (r"\\lbrace@", r"\\{"),
-    (r"\\rbrace@", r"\\}"),
-    (r"\\(?:varnothing|emptyset)@", r"\\{\\}"),
-    (r"\\in@", "∈"),
-    (r"\\lt@", "<"),
-    (r"\\gt@", ">"),
-    (r"\\le(?:qslant|qq|q)?@", "≤"),
-    (r"\\ge(?:qslant|qq|q)?@", "≥"),
-    (r"\\neq?@", "≠"),
-    (r"\\equiv@", "="),
-    (r"\\(?:approx|simeq)@", "≈"),
-    (r"\\bigcup@", r"\\cup"),
-    (r"\\(?:lor|vee)@", " or "),
-    (r"\\(?:land|wedge)@", " and "),
-    (r",? *(?:\\text\{ *)?(?:for|where) (?:all|every|any)\b.*$", ""),   # for all x
-    (r"^([^<>≤≥]*), *[a-z] *∈ *\\mathbb *\{?Z\}?$", r"\1"),             # k\pi, k \in Z
-])
-# Applied then, to all answers.
-GENERAL_RULES = compiled([
-    (r"(?<!\\)\$", ""),
-    (r"[~ ]+", " "),
-    (r"(?<=\d)\{,\}(?=\d{3}(?!\d))", ""),                               # 1{,}234
-    (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])",                         # 1 234
-     lambda found: found[0].replace(" ", "")),
-    (r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),     # 1 1/2
-    (r"<=", "≤"),
-    (r">=", "≥"),
-    (r"!=", "≠"),
-    (r"\*\*", "^"),
-    (r"\bnp\.", ""),                                                    # np.sqrt(2)
-    (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),                            # p.m.
-    (r"\b(sq|cu)\.", r"\1"),                                            # sq. units
-    (r"° ?[CF]\b", "°"),
-    (r"[({](\d[\dA-Z.]*)[)}](?=_)", r"\1"),                             # (2112)_6
-    (r"(?<=\d) *(?:\\text\{)? *\(?base (\d+)\)?\}?$", r"_\1"),          # 1011 base 2
-    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "),                        # 3 x 10^8
-    (r"\+/?-", r"\\pm "),
-    (r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup "),                        # (0,1) U (2,3)
-])
-DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
-TEXT = re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|normal)?|mathrm|operatorname)"
-                  r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-MEANINGS = {  # answers in words, as `words` returns them: the same in symbols
-    ("no solution",): r"\{\}",              ("no solutions",): r"\{\}",
-    ("no real solution",): r"\{\}",         ("no real solutions",): r"\{\}",
-    ("all real numbers",): r"\mathbb{R}",   ("all reals",): r"\mathbb{R}",
-    ("empty set",): r"\{\}",                ("infinity",): r"\infty",
-}
-MEANINGS |= {(word,): str(value) for value, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve".split())}
+NAMED_FUNCTION = re.compile(r"\\(?:operatorname|mathrm|text)\s*\{\s*"
+                            rf"({'|'.join(FUNCTIONS)})\s*\}}")
+ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen""".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NUMBER_WORDS = {word: n for n, word in enumerate(ONES)} | {
+    ten + one: 20 + 10 * i + n for i, ten in enumerate(TENS)
+    for n, one in [(0, ""), *((n, sign + ONES[n]) for n in range(1, 10) for sign in "- ")]}
+MEANINGS = {(text,): meaning for texts, meaning in (  # answers in words, as words() returns them
+    ("no solution, no solutions, no real solution, no real solutions, empty set, none", r"\{\}"),
+    ("all real numbers, all reals", r"\mathbb{R}"), ("infinity", r"\infty"))
+    for text in texts.split(", ")} | {(word,): str(n) for word, n in NUMBER_WORDS.items()}
 
 
 @lru_cache(256)  # every sample of a prompt is compared with the same answer
-def clean(text):
-    """The answer with one spelling for each thing, and without what doesn't change its value."""
-    text = " ".join(text.split())
+def normalise(text):
+    """The answer in LaTeX's characters, without what changes only its looks."""
     if not text.isascii():
         text = re.sub("([⁰¹²³⁴-⁹⁻⁺ⁿ]+)", r"^{\1}", text)
-        text = re.sub("([₀-₉]+)", r"_{\1}", text)
-        text = text.translate(SMALL_DIGITS)
-        text = re.sub("[¼-¾⅐-⅞]", fraction_sign, text)
+        text = re.sub("([₀-₉]+)", r"_{\1}", text).translate(SMALL)
+        text = re.sub("[¼-¾⅐-⅞]", fraction_sign, text).translate(UNICODE)
+        text = unicodedata.normalize("NFKC", text).translate(UNICODE)
         text = re.sub("[Α-Ωα-ω]", greek, text)
-        text = text.translate(UNICODE)
+    text = " ".join(text.split())
     if not text.isalnum():
-        for pattern, new in (LATEX_RULES if "\\" in text else []) + GENERAL_RULES:
-            text = pattern.sub(new, text)
+        text = LOOKS.sub("", text)
+        text = NAMED_FUNCTION.sub(r"\\\1 ", text)
+        text = NOTE.sub("", text)
+        text = INTERVAL.sub(lambda m: f"{'[' if m[1] == '[' else '('}{m[2]}"
+                                      f"{']' if m[3] == ']' else ')'}", text)
     text = text.lstrip(" ,;:").rstrip()
     return text if text.endswith("...") else text.rstrip(" .,;:\\")
 
@@ -258,161 +219,306 @@ def greek(found):
 
 @lru_cache(256)
 def words(text):
-    r"""(words of a cleaned answer, whether it is surely text and no formula).
+    r"""(words of an answer, whether it is surely text and no formula).
 
     (("even",), True) for \text{Even}; (None, False) for 2x, which isn't made of words. A comma,
     "and" or "or" separates words, whose order doesn't matter. Letters surely are words if they are
     in \text or are four or more.
     """
-    bare = re.sub(r"^\\\{(.*)\\\}$", r"\1", TEXT.sub(r" \1 ", text))
-    if not re.fullmatch(r"(?:[a-zA-Z\s.,'()&]|(?<=[a-zA-Z])-(?=[a-zA-Z]))+", bare):
+    bare = re.sub(r"^\s*\\?\{(.*?)\\?\}\s*$", r"\1", TEXT.sub(r" \1 ", text))
+    if not re.fullmatch(r"(?:[^\W\d_]|[\s.,'()&]|(?<=[a-zA-Z])-(?=[a-zA-Z]))+", bare):
         return None, False
-    items = [" ".join(re.findall(r"[a-z']+", item))
+    items = [" ".join(re.findall(r"(?:[^\W\d_]|[-'])+", item))
              for item in re.split(r"[,&]|\band\b|\bor\b", bare.lower())]
     items = [re.sub(r"^(?:a|an|the|option|choice|answer) ", "", item) for item in items]
+    items = ["does not exist" if item in ("dne", "doesn't exist") else item for item in items]
     was_wrapped = bare != text and "\\mathrm" not in text  # in \text{} or \{\}
-    looks_like_text = re.search(r"[a-zA-Z]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)
+    looks_like_text = re.search(r"[^\W\d_]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)
     is_function = re.fullmatch(f"(?:{'|'.join(FUNCTIONS)})[a-z]?", bare)
+    if NUMBER_WORD.match(items[0]):
+        return tuple(items), False
     return (tuple(sorted(item for item in items if item)),
             bool(was_wrapped or looks_like_text and not is_function))
 
 
 def choice(text):
     r"""The letter of a multiple choice, else None: B for B, (B), \text{B. } 12 and (B) ellipse."""
-    text = TEXT.sub(r"\1", text).strip()
+    text = TEXT.sub(r"\1", text).strip(" {}")
     found = re.fullmatch(r"\(?([A-J])(?:[).:]?|[).:] ?([\w\\].*))", text)
     if not found or re.search(r"\([A-J]\)|,|\b(?:and|or|not|is)\b", found[2] or ""):
         return None  # also for (B) or (C)
     return found[1]
 
 
-def plain(text):
+def as_text(text):
     """What is compared of answers that can't be parsed: without case, spaces, text commands."""
     return re.sub(r"(?<!\d)\s|\s(?!\d)|(?<=[a-z])\.", "", TEXT.sub(r"\1", text).lower())
 
 
 # ---- tokens: (kind, text) ------------------------------------------------------------------------
 
+COMMANDS = {alias: kept for kept, *aliases in map(str.split, r"""
+\frac dfrac tfrac cfrac sfrac nicefrac
+\binom dbinom tbinom
+| lvert rvert vert mid
+\{ lbrace
+\} rbrace
+[ lbrack
+] rbrack
+< lt
+> gt
+≤ le leq leqslant leqq
+≥ ge geq geqslant geqq
+≠ ne neq
+≈ approx simeq
+≡ equiv
+∈ in
+* times cdot ast
+/ div
+: colon
+\cup bigcup
+\cap bigcap
+\setminus backslash smallsetminus
+or lor vee
+and land wedge""".strip().splitlines()) for alias in aliases}
 SYMBOLS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu
 nu xi rho varrho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma
 Upsilon Phi Psi Omega pi infty hbar ell odot circ star partial nabla perp parallel sum prod int lim
-max min""".split()
+max min Pr""".split()
 UNIT_NAMES = """mm millimeter millimetre|cm centimeter centimetre|m meter metre
 km kilometer kilometre|inch inches in|foot feet ft|yard yd|mile mi
 second sec s|minute min|hour hr h|day|week|month|year yr
 mg milligram|gram gm g|kilogram kg|pound lb|ounce oz|ton
-liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro
+liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro eur|rupee rs inr|yuan cny rmb|gbp
 degree deg|percent percentage pct|radian rad|mph|am|pm
 nm|ev|hz|mol|unit|j|n|w|v|a|k|c"""
 UNITS = {alias: names.split()[0]  # each name of a unit: the unit's first name
          for names in UNIT_NAMES.replace("\n", "|").split("|") for alias in names.split()}
 # Units of two letters that are units also outside \text; others may be products: 3 mg.
 SHORT_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz", "yr", "oz"}
+CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "₽": "ruble",
+              "usd": "dollar", "eur": "euro", "gbp": "pound", "rs": "rupee", "inr": "rupee",
+              "cny": "yuan", "rmb": "yuan"}
 # Words after a value that change it, as a unit doesn't.
-NOT_UNITS = set("""squared cubed factorial half halves third thirds quarter quarters fourth fourths
-fifths sixths eighths tenths hundredths plus minus times less more greater least most below above
-negative doubled divided root pi infinity not no is are does false wrong incorrect undefined if when
-where for mod except""".split())
+NOT_UNITS = re.compile(r"""(?:squared|cubed|factorial|half|halves|quarters?|plus|minus|times|less
+    |more|greater|least|most|below|above|negative|positive|doubled?|tripled?|divided|root|pi
+    |infinity|not|no|is|are|does|false|wrong|incorrect|undefined|if|when|where|for|mod|except|or
+    |(?:third|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand
+    |\w+illion)th)s?|\w+illions?|\w+fold|score|gross|pairs?|半)""", re.VERBOSE)
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-          "trillion": 10**12}
-THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?")
+          "trillion": 10**12, "百": 100, "千": 10**3, "万": 10**4, "亿": 10**8}
+SPACE = re.compile(r"(?:[\s~]|\\[,;:!>\s]|\\q?quad(?![a-zA-Z])|(?<!\\)\{\s*\})+")
+IN_TEXT, OUT = r"(?:\\(?:text|mathrm)\s*\{\s*)?", r"\s*\}?"
+# Thousands, with a comma only where it is no separator of a list.
+GROUPED = r"(?<![\d.,])\d{{1,3}}(?:(?:\s*(?:{})\s*| (?=\d{{3}}(?![\d/])))\d{{3}}(?!\d))+(?:\.\d+)?"
+THIN = r"\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\!|\{,\}"
+THOUSANDS = [re.compile(GROUPED.format(THIN + more)) for more in ("", "|,(?! )")]
+MIXED = re.compile(r"(\d+) (\d+)/(\d+)(?![\d.])")
+UNIT_FRACTION = re.compile(rf"\\[dtc]?frac\s*\{{({TEXT.pattern})\}}\s*"
+                           rf"\{{({TEXT.pattern}(?:\^\{{?\d\}}?)?)\}}")
+NUMBER_WORD = re.compile(rf"(?:{'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})(?![a-z])",
+                         re.IGNORECASE)
+PRIMES = r"\^\s*(?:\\prime(?![a-zA-Z])|\{\s*(?:\\prime\s*)+\})"
 TOKEN = re.compile(rf"""
- (?P<text>{TEXT.pattern})
-|(?P<based>(?:\d+(?:\.\d+)?|\.\d+)_\{{?\(?\d+\)?\}}?            # 12_5
-  |\d[\dA-F]*_\{{?1[1-6]\}}?)                                   # 1A_{{11}}
+ (?P<time>(?P<hour>\d\d?)(?::(?P<minute>\d\d))?(?:\s|\\\ )*      # 9:30 a.m.
+   {IN_TEXT}(?P<half>[aApP])\.?\ ?[mM]\b\.?(?:\s*\}})?)
+|(?P<based>(?:\((?P<in_brackets>\d[\dA-F]*)\)|\{{(?P<in_braces>\d[\dA-F]*)\}}
+     |(?P<digits>\d+(?![\d.])|\d*\.\d+(?!\d)|\d[\dA-F]*(?=_\{{?1[1-6])))
+   (?:_\{{?\s*{IN_TEXT}\(?\s*(?P<base>\d+|[a-z]+)\s*\)?\s*\}}{{0,2}}   # 12_5  12_{{\text{{five}}}}
+     |\s*{IN_TEXT}\(?base\ (?P<base_>\d+|[a-z]+)\)?{OUT}))
+|(?P<ordinal>(?P<nth>\d+)\s*(?:\^\s*)?\{{?\s*{IN_TEXT}(?:st|nd|rd|th)\b[\s}}]*)
 |(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))        # 12  .5
-  (?:[eE][+-]?\d+                                               # 1e5
-   |\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)                     # 0.\overline{{3}}
-|(?P<begin>\\begin\{{\w+\*?\}}(?:\{{[lcr|\s]*\}})?)
-|(?P<end>\\end\{{\w+\*?\}})
-|(?P<rel>[=<>≤≥≠≈∈])
+   (?:[eE][+-]?\d+                                              # 1e5
+     |\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)                   # 0.\overline{{3}}
+|(?P<begin>\\begin\s*\{{(?P<name>\w+)\*?\}}(?:\{{[lcr|\s]*\}})?)
+|(?P<end>\\end\s*\{{\w+\*?\}})
+|(?P<row>\\\\(?:\s*\[[\d.]+\ *[a-z]+\])?)
+|(?P<dots>\.\.\.|\\[lcd]?dots[cb]?(?![a-zA-Z]))
+|(?P<mod>\(?\s*(?:\\[pb]?mod(?![a-zA-Z])|{IN_TEXT}\s*mod(?:ulo)?\b{OUT}))
+|(?P<degree>(?:\^\s*(?:\\circ(?![a-zA-Z])|\{{\s*(?:\\circ|°)\s*\}}|\\degree(?![a-zA-Z])|°)
+   |°|\\degree(?![a-zA-Z]))(?:\s*(?:\\(?:text|mathrm)\s*\{{\s*[CF]\s*\}}|[CF]\b))?)
+|(?P<prime>{PRIMES}|'+|")
+|(?P<plusminus>\+\s?/\s?-|\+-)
+|(?P<power>\*\*)
+|(?P<rel>[<>!=]=|[=<>])
+|(?P<money>\\?[$€£¥₹₽])
 |(?P<fn>\\?(?:{"|".join(FUNCTIONS)})(?![a-z]{{2}}))
 |(?P<letters>[a-zA-Z]{{2,}}(?![_'a-zA-Z]))
-|(?P<name>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])
-   |[a-zA-Z]
-   |\\(?:angle|triangle)\s*[A-Z](?:\s*[A-Z])*
-   |\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|math(?:bf|bb|cal|it)|boldsymbol)
-    \s*(?:\{{[^{{}}]*\}}|\w))                                   # \vec{{v}}
-  (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\w|\\[a-zA-Z]+)      # x_{{1}}
-   |')*)                                                        # y'
+|(?P<symbol>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])
+     |[a-zA-Z]
+     |\\R(?![a-zA-Z])
+     |\\(?:angle|triangle)\s*[A-Z](?:\s*[A-Z])*
+     |\\(?:overline|bar|vec|hat|widehat|tilde|d?dot|overrightarrow|mathbb)
+      \s*(?:\{{[^{{}}]*\}}|\w))                                 # \vec{{v}}
+   (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\w|\\[a-zA-Z]+)     # x_{{1}}
+     |{PRIMES}|')*)                                             # y'
+|(?P<script>[^\W\d_a-zA-Z]+)
 |(?P<other>\\[a-zA-Z]+|\\.|\S)""", re.VERBOSE)
+SEPARATORS = {",": (",", ","), ";": (",", ","), "and": (",", "and"), "or": (",", "or"),
+              "to": (":", ":")}
+ROWS = {"cases", "aligned", "align", "gathered", "split", "eqnarray"}  # no matrices
 
 
 def tokenize(text, thousands):
-    """[(kind, text)] of a cleaned answer. thousands: outside brackets, 1,234 is a number."""
-    tokens, at, depth = [], 0, 0
+    """[(kind, text)] of a normalised answer. thousands: outside brackets, 1,234 is a number."""
+    tokens, at, depth, spaced, environments = [], 0, 0, True, []
     while at < len(text):
-        if thousands and depth == 0 and (found := THOUSANDS.match(text, at)):
-            tokens.append(("number", found[0].replace(",", "")))
-        elif found := TOKEN.match(text, at):
-            name, token = found.lastgroup, found[0]
-            before = tokens[-1][0] if tokens else ""
-            if name == "text":
-                after_value = before in ("number", "name", ")", "}", "°")
-                tokens += text_tokens(found[2], thousands, after_value)
-            elif name == "letters":
-                after_space = text[at - 1:at] in ("", " ", "}")
-                tokens += letter_tokens(token, after_space, after_word=before == "word")
-            elif name == "other":
+        if found := SPACE.match(text, at):
+            at, spaced = found.end(), True
+            continue
+        before = tokens[-1][0] if tokens else ""
+        if found := THOUSANDS[thousands and depth == 0].match(text, at):
+            tokens.append(("number", re.sub(r"[^\d.]", "", found[0])))
+        elif found := UNIT_FRACTION.match(text, at):  # \frac{\text{m}}{\text{s}}
+            tokens += [*tokenize(found[1], False), ("/", "/"), *tokenize(found[3], False)]
+        elif found := MIXED.match(text, at):          # 1 1/2
+            tokens += tokenize(rf"{found[1]}\frac{{{found[2]}}}{{{found[3]}}}", False)
+        elif found := TEXT.match(text, at):
+            after_value = before in ("number", "symbol", ")", "}", "°")
+            tokens += text_tokens(found[1], thousands, after_value)
+        elif (found := NUMBER_WORD.match(text, at)) and text[at - 1:at].isalpha() is False:
+            tokens.append(("number", str(NUMBER_WORDS[found[0].lower()])))
+        else:
+            found = TOKEN.match(text, at)
+            token = found[0]
+            if found.lastgroup == "other":
                 depth += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
-                tokens.append((token, token))
-            elif name == "name":
-                token = re.sub(r"\\(?:text|mathrm)(?![a-zA-Z])|[{}\s]", "", token)
-                head, *subscript = token.split("_", 1)
-                subscript = "".join("_" + part.replace("\\", "") for part in subscript)
-                tokens.append((name, head + subscript))
-            else:
-                tokens.append((name, token.lstrip("\\") if name == "fn" else token))
-        at = found.end() if found else at + 1
+            if found.lastgroup == "end" and before == "," and environments[-1:] == [True]:
+                tokens.pop()  # of a row that is empty
+            after = text[found.end():found.end() + 20].lstrip()
+            tokens += read_token(found, before, after, spaced, environments)
+        at, spaced = found.end(), False
     return tokens
+
+
+def read_token(found, before, after, spaced, environments):
+    r"""The tokens of what TOKEN has found.
+
+    before: the kind of the token before; after: the text after it; spaced: whether it follows a
+    space; environments: for each open \begin whether its rows are a list's, else a matrix's.
+    """
+    name, token = found.lastgroup, found[0]
+    as_rows = not environments or environments[-1]
+    match name:
+        case "time":
+            return [(name, (int(found["hour"]), int(found["minute"] or 0), found["half"].lower()))]
+        case "based":
+            digits = found["in_brackets"] or found["in_braces"] or found["digits"]
+            base = found["base"] or found["base_"]
+            return [(name, (digits, int(NUMBER_WORDS.get(base, base))))]
+        case "ordinal":
+            return [("number", found["nth"]), ("word", "th")]
+        case "begin":
+            environment, rest = found["name"], found.string[found.end():].partition("\\end")[0]
+            environments.append(environment in ROWS and (environment != "cases" or "&" not in rest))
+            return [("{", "{") if environments[-1] else (name, environment)]
+        case "end":
+            return [("}", "}") if environments and environments.pop() else (name, token)]
+        case "row":
+            return [(",", token) if as_rows else ("\\\\", token)]
+        case "degree":
+            return [("°", token)]
+        case "prime":
+            return [("'", '"' if token in ('"', "''") else "'")]
+        case "plusminus":  # +- between two terms is two signs
+            starts = "/" in token or before in ("", "rel", "(", "[", "{", ",")
+            return [("\\pm", "\\pm")] if starts else [("+", "+"), ("-", "-")]
+        case "power":
+            return [("^", token)]
+        case "rel":
+            return [(name, {"<=": "≤", ">=": "≥", "!=": "≠"}.get(token, token[0]))]
+        case "money":
+            return [(name, CURRENCIES[token[-1]])]
+        case "fn":
+            return [(name, token.lstrip("\\"))]
+        case "letters":
+            return letter_tokens(token, spaced or before == "}", before == "word")
+        case "symbol":
+            if token in "xX" and before == "number" and re.match(r"10\s*\^", after):  # 3 x 10^8
+                return [("*", token)]
+            if token == "U" and before in (")", "]") and after[:1] in ("(", "[", "\\"):
+                return [("\\cup", "\\cup")]
+            if token.lower() in UNITS and before == "number" and spaced and after[:1].isdigit():
+                return [("word", token)]  # 2 h 30 min
+            return [(name, symbol(token))]
+        case "script":
+            return [("word", token)]
+        case "other" if token == "&" and environments and as_rows:
+            return []
+        case "other":
+            return other_tokens(token)
+    return [(name, token)]
+
+
+def symbol(token):
+    r"""A variable's name: x_1 for x_{1}, \vecv for \vec{v}, y'' for y^{\prime\prime}."""
+    token = token.replace("\\prime", "'")
+    token = re.sub(r"\\(?:text|mathrm)(?![a-zA-Z])|[{}\s^]", "", token)
+    head, *subscript = token.split("_", 1)
+    return ("\\mathbbR" if head == "\\R" else head) + "".join(
+        "_" + part.replace("\\", "") for part in subscript)
+
+
+def other_tokens(token):
+    """Tokens of a command or sign."""
+    token = COMMANDS.get(token[1:], token) if len(token) > 1 else token
+    if token in ("\\emptyset", "\\varnothing"):
+        return [("\\{", token), ("\\}", token)]
+    if token in SEPARATORS:
+        return [SEPARATORS[token]]
+    if token in tuple("<>≤≥≠≈≡∈"):
+        return [("rel", "=" if token == "≡" else token)]
+    return [("%" if token == "\\%" else token, token)]
 
 
 def text_tokens(content, thousands, after_value):
     r"""Tokens of what \text{...} holds: words and separators, a number, letters, or a unit."""
     unit = content.strip()
+    if unit in FUNCTIONS:
+        return [("fn", unit)]
     is_unit = unit.lower() in UNITS and unit not in ("e", "i")
     if is_unit and (after_value or unit.islower()):
         return [("word", unit)]
-    if unit.isupper() and unit.isalpha() and 1 < len(unit) < 6 and not after_value:
-        return [("name", letter) for letter in unit]
-    if re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*|\d.*", content):
+    if re.fullmatch("[A-Z]{2,5}", unit) and not after_value:
+        return [("symbol", letter) for letter in unit]
+    if re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*|\d.*", content) or NUMBER_WORD.match(unit):
         return tokenize(content, thousands)
-    parts = re.split(r"(,|;|\band\b|\bor\b)", content)
-    return [(",", part) if part in (",", ";", "and", "or") else ("word", part.strip())
-            for part in parts if part.strip()]
+    parts = re.split(r"(,|;|\band\b|\bor\b|^\s*to\s*$)", content)
+    parts = filter(None, map(str.strip, parts))
+    return [SEPARATORS.get(part) or ("word", part) for part in parts]
 
 
 def letter_tokens(run, after_space, after_word):
     """Tokens of two or more letters: a separator, a word, or a product of variables."""
     low = run.lower()
     unit = low if low in UNITS else low.removesuffix("s")
-    if run in ("and", "or"):
-        return [(",", run)]
+    if run in SEPARATORS:
+        return [SEPARATORS[run]]
     if run == "pi":
-        return [("name", "\\pi")]
+        return [("symbol", "\\pi")]
     if low in ("inf", "infinity", "oo"):
-        return [("name", "\\infty")]
-    is_unit = (unit in UNITS and len(unit) > 2 or unit in SHORT_UNITS
+        return [("symbol", "\\infty")]
+    is_unit = (unit in UNITS and len(unit) > 2 or unit in SHORT_UNITS or low in CURRENCIES
                or after_space and unit in ("am", "pm", "sq", "cu"))
     alphabetical = list(run) == sorted(run)  # abcd is a product
     is_word = after_space and len(run) > 3 and run.islower() and not alphabetical
     if after_word or low in SCALES or is_unit or is_word:
         return [("word", run)]
-    return [("name", letter) for letter in run]
+    return [("symbol", letter) for letter in run]
 
 
 # ---- parser --------------------------------------------------------------------------------------
 
 @lru_cache(256)
 def parse(text, thousands=True):
-    """Tree of a cleaned answer. thousands: outside brackets, 1,234 is a number.
+    """Tree of a normalised answer. thousands: outside brackets, 1,234 is a number.
 
     Raises ValueError if it can't be read, RecursionError on hundreds of nested braces.
     """
     parser = Parser(tokenize(text, thousands))
     tree = parser.values()
     parser.take("")
-    answers = both_signs(tree) if "\\pm" in text or "\\mp" in text else [tree]
+    answers = both_signs(tree) if any(is_plus_minus(x) for x in nodes(tree)) else [tree]
     if len(answers) == 1:
         return answers[0]
     if kind(tree) == "rel" and tree[1] == ("≠",):
@@ -420,15 +526,21 @@ def parse(text, thousands=True):
     return ("list", *answers)
 
 
+# Kinds of tokens with which a factor begins.
+FACTOR_STARTS = {"number", "based", "symbol", "fn", "begin", "(", "[", "{", "\\{", "money",
+                 "\\frac", "\\binom", "\\lfloor", "\\lceil", "\\langle"}
+
+
 class Parser:
     """Recursive descent, one method for each level, from the one that binds weakest: values,
-    relation, union, ratio, sum, term, factor, base. Their docstrings show what they read. They
+    relation, union, quantity, sum, term, factor, base. Their docstrings show what they read. They
     return trees, and raise ValueError on what they can't read."""
 
     def __init__(self, tokens):
         self.tokens = [*tokens, ("", "the end")]
         self.at = 0
-        self.bars = 0  # how many |...| or sets are open, in which the next | closes
+        self.bars = 0    # how many |...| or sets are open, in which the next | closes
+        self.known = {}  # {(at, bars): what base() found there}, as applied() reads a bracket twice
 
     @property
     def next(self):
@@ -450,10 +562,12 @@ class Parser:
     def values(self):
         """1, 2 and 3"""
         items, separators = [], set()
-        while not items or self.next in (",", ";"):
-            while separator := self.skip(",", ";"):
+        while not items or self.next == ",":
+            while separator := self.skip(","):
                 separators.add(separator)
             items.append(self.relation())
+        if len(items) > 1 and is_index(items[-1], items[:-1]):  # k\pi, k \in Z
+            items.pop()
         if len(items) == 1:
             return items[0]
         if all(kind(x) == "rel" and not {"=", "≈"} & {*x[1]} for x in items):
@@ -461,47 +575,57 @@ class Parser:
         return ("set" if "or" in separators else "list", *items)
 
     def relation(self):
-        """2 < x ≤ 3"""
+        r"""2 < x ≤ 3, x = 3 \pmod 5"""
         if self.tokens[self.at] in (("rel", "="), ("rel", "≈")):  # = 5
             self.at += 1
         sides, ops = [self.union()], []
         while op := self.skip("rel"):
             ops.append(op)
             sides.append(self.union())
+        if bracket := self.skip("mod"):
+            sides[-1] = ("mod", self.sum(), sides[-1])
+            if bracket[0] == "(":
+                self.take(")")
         return ("rel", tuple(ops), *sides) if ops else sides[0]
 
     def union(self):
         r"""(0, 1) \cup (2, 3), and the other operations on sets"""
-        node = self.ratio()
-        while op := self.skip("\\cup", "\\cap", "\\setminus", "\\backslash"):
+        node = self.quantity()
+        while op := self.skip("\\cup", "\\cap", "\\setminus"):
             name = {"\\cup": "union", "\\cap": "both"}.get(op, "minus")
-            node = (name, node, self.ratio())
+            node = (name, node, self.quantity())
         return node
 
-    def ratio(self):
-        """1:2, or one value and its unit"""
+    def quantity(self):
+        """1:2, a value and its unit, or several: 5 ft 6 in"""
         parts = [self.sum()]
         while self.bars == 0 and self.skip(":"):
             parts.append(self.sum())
-        return self.unit(parts[0] if len(parts) == 1 else ("ratio", *parts))
+        node = self.unit(parts[0] if len(parts) == 1 else ("ratio", *parts))
+        parts = [node]
+        while is_quantity(node) and self.next == "number":
+            parts.append(self.unit(self.sum()))
+            if not is_quantity(parts[-1]):
+                raise ValueError("two numbers, one unit")
+        return node if len(parts) == 1 else ("compound", *parts)
 
     def unit(self, node):
         """The value `node` with the words after it. same_quantities() says which of them matter."""
         phrase, sign = [], ""
-        while self.next == "word" or phrase and self.next in ("/", "\\cdot", "^"):
+        while self.next == "word" or phrase and self.next in ("/", "*", "^"):
             if self.skip("^"):
                 phrase[-1] += str(self.argument())
-            elif not self.skip("\\cdot"):
+            elif not self.skip("*"):
                 text = self.take("word", "/").lower()
                 text = text.replace("mph", "miles per hour").replace("per ", "/")
-                if text == "/" and self.next == "name":  # km/h
-                    text += self.take("name").lower()
+                if text == "/" and self.next == "symbol":  # km/h
+                    text += self.take("symbol").lower()
                 for word in re.findall(r"/|[^\W\d]+(?:\^?\{?-?\d)?", text):
                     if word == "/":
                         sign = "-"
                     else:
                         phrase.append(sign + word)
-        if NOT_UNITS & {*phrase}:
+        if any(map(NOT_UNITS.fullmatch, (word for word in phrase if word not in SCALES))):
             raise ValueError("words that say more than a unit")
         while phrase and phrase[0] in SCALES:
             node = ("*", node, Fraction(SCALES[phrase.pop(0)]))
@@ -517,13 +641,15 @@ class Parser:
         """x - 1"""
         terms, sign = [], self.skip("+", "-", "\\pm", "\\mp")
         while True:
+            while sign in ("+", "-") and (another := self.skip("+", "-")):  # 5 - -3
+                sign = "-" if sign != another else "+"
             term = self.term()
             if sign == "-" and terms and kind(term) == "set":  # R - {0}
                 terms[-1] = ("minus", terms[-1], term)
             elif sign == "-":
                 terms.append(negative(term))
             elif sign in ("\\pm", "\\mp"):
-                terms.append(("pm", 1 if sign == "\\pm" else -1, term))
+                terms.append(("pm", -1 if sign == "\\mp" else 1, term))
             else:
                 terms.append(term)
             if not (sign := self.skip("+", "-", "\\pm", "\\mp")):
@@ -541,14 +667,16 @@ class Parser:
         """
         above, below = [self.factor()], []
         while True:
-            if self.skip("/", "\\div"):
+            before, text = self.tokens[self.at - 1]
+            if self.skip("/"):
                 below.append(self.signed())
-                while isinstance(below[-1], str) and self.next == "name":  # t/RC is t/(RC)
+                while isinstance(below[-1], str) and self.next == "symbol":  # t/RC is t/(RC)
                     below.append(self.factor())
-            elif self.skip("*", "\\cdot", "\\times"):
+            elif self.skip("*"):
                 above.append(self.signed())
+            elif self.next == "number" and before in ("°", "'"):  # 30° 15'
+                return product(above)
             elif self.next in FACTOR_STARTS or self.next == "|" and not self.bars:
-                before, text = self.tokens[self.at - 1]
                 if self.next == before == "number":
                     raise ValueError("two numbers in a row")
                 may_be_mixed = before == "number" and text.isdigit() and self.next == "\\frac"
@@ -559,6 +687,7 @@ class Parser:
                 else:
                     above.append(factor)
             else:
+                above = [x for x in above if not is_index(x, above)]  # k\pi (k \in Z)
                 return quotient(product(above), product(below)) if below else product(above)
 
     def signed(self):
@@ -566,7 +695,7 @@ class Parser:
         return negative(self.factor()) if self.skip("-", "+") == "-" else self.factor()
 
     def factor(self):
-        """x^2, n!, 50%"""
+        """x^2, n!, 50%, 30°"""
         node = self.base()
         while True:
             if self.skip("^"):
@@ -575,9 +704,14 @@ class Parser:
                 if self.next == "!":
                     raise ValueError("double factorial")
                 node = ("fn", "factorial", node)
-            elif sign := self.skip("%", "°", "\\$"):
-                name = {"%": "percent1", "°": "degree1", "\\$": "dollar1"}[sign]
-                node = ("unit", (name,), node)
+            elif self.skip("%"):
+                node = ("unit", ("percent1",), node)
+            elif self.skip("°"):
+                node = ("unit", ("degree1",), node)
+            elif money := self.skip("money"):
+                node = ("unit", (money + "1",), node)
+            elif self.next == "'" and isinstance(node, Fraction):
+                node = ("unit", (self.take("'") + "1",), node)
             else:
                 return node
 
@@ -598,21 +732,38 @@ class Parser:
         """The values up to a closing bracket of one of these kinds."""
         bars, self.bars = self.bars, 0
         node = self.values()
+        if right == ("}",) and (command := self.skip("\\over", "\\choose")):
+            below = self.values()
+            node = quotient(node, below) if command == "\\over" else ("fn", "binom", node, below)
         self.bars = bars
         self.take(*right)
         return node
 
     def base(self):
         """A number, a name, a command with its arguments, or something in brackets."""
+        key = self.at, self.bars
+        if key not in self.known:
+            self.known[key] = None, "unexpected brackets"
+            self.known[key] = self.read_base(), self.at
+        node, self.at = self.known[key]
+        if node is None:
+            raise ValueError(self.at)
+        return node
+
+    def read_base(self):
         token, text = self.tokens[self.at]
         self.at += 1
         match token:
             case "number":
                 return number(text)
             case "based":
-                return based(text)
-            case "name":
+                return based(*text)
+            case "time":
+                return ("time", *text)
+            case "symbol":
                 return self.applied(text)
+            case "word" if text.lower() in CURRENCIES and self.next == "number":  # USD 5
+                return ("unit", (CURRENCIES[text.lower()] + "1",), self.term())
             case "word":
                 return ("word", text.lower())
             case "(" | "[" | "\\langle":
@@ -644,23 +795,39 @@ class Parser:
                 return ("fn", "binom", self.argument(digit=True), self.argument(digit=True))
             case "fn":
                 return self.function(text)
-            case "\\$":
+            case "money":
                 sign = self.skip("-")
-                node = ("unit", ("dollar1",), self.term())
+                node = ("unit", (text + "1",), self.term())
                 return negative(node) if sign else node
             case "begin":
                 return self.matrix(text)
         raise ValueError(f"unexpected {text}")
 
     def applied(self, name):
-        """A variable or the value of a function: f(x+1), P(2); but n(n+1), mg(h+1) are products."""
-        if self.next == "(" and name not in CONSTANTS:
-            start = self.at
-            after_name = self.at >= 2 and self.tokens[self.at - 2][0] == "name"
+        """A variable, the value of a function or a point: f(x+1), P(2), P(X > 2), A(1, 2); but
+        n(n+1) and mg(h+1) are products."""
+        if self.next != "(" or name in CONSTANTS:
+            return name
+        start = self.at
+        after_name = start >= 2 and self.tokens[start - 2][0] == "symbol"
+        try:
             x = self.base()
-            if name[0] in "fg" and not after_name or isinstance(x, (str, Fraction)):
-                return ("app", name, x)
-            self.at = start
+        except ValueError:
+            x = ("event",)
+        if kind(x) == "tuple" and name[0].isupper() and not after_name:
+            return x
+        if isinstance(x, (str, Fraction)) or (
+                name[0] in "fg" and not after_name and kind(x) != "event"):
+            return ("app", name, x)
+        self.at = start
+        if name in ("P", "\\Pr", "\\mathbbP", "E", "\\mathbbE") and kind(x) != "scalar":
+            event, depth = "", 0
+            while not event or depth:
+                token, text = self.tokens[self.at]
+                depth += (token == "(") - (token == ")")
+                event += str(text)
+                self.take(*({token} - {""}))
+            return ("app", name, event)
         return name
 
     def braces(self):
@@ -696,7 +863,7 @@ class Parser:
                 base = self.argument()
         minus, bracket = self.skip("-"), self.next in ("(", "[", "{", "|")
         args = [self.base() if bracket else self.factor()]
-        while not bracket and self.next == "name":
+        while not bracket and self.next == "symbol":
             args.append(self.factor())
         x = negative(product(args)) if minus else product(args)
         if name == "exp":
@@ -712,10 +879,10 @@ class Parser:
             node = ("/", node, ("fn", "ln", base))
         return node if power is None else ("^", node, power)
 
-    def matrix(self, begin):
+    def matrix(self, name):
         r"""What follows \begin{pmatrix} or one of its relatives, up to \end."""
-        if not re.match(r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)", begin):
-            raise ValueError(f"unexpected {begin}")
+        if not re.fullmatch(r"[pbB]?matrix|smallmatrix|array|cases", name):
+            raise ValueError(f"unexpected {name}")
         rows = [[]]
         while not self.skip("end"):
             rows[-1].append(self.relation())
@@ -729,9 +896,11 @@ class Parser:
         return ("matrix", len(rows[0]), *(x for row in rows for x in row))
 
 
-# Kinds of tokens with which a factor begins.
-FACTOR_STARTS = {"number", "based", "name", "fn", "begin", "(", "[", "{", "\\{", "\\$", "\\frac",
-                 "\\binom", "\\lfloor", "\\lceil", "\\langle"}
+def is_index(x, others):
+    r"""Is x a note that a variable of the other trees is any integer? k \in \mathbb{Z}"""
+    return (kind(x) == "rel" and x[1] == ("∈",) and x[3] == "\\mathbbZ"
+            and any(kind(y) != "rel" or {*y[1]} == {"="} for y in others if y is not x)
+            and any(x[2] in variables(y) for y in others if y is not x))
 
 
 def mixed_number(whole, part):
@@ -773,22 +942,21 @@ def number(text):
     return value + Fraction(int(digits), (10 ** len(digits) - 1) * 10 ** places)
 
 
-def based(text):
+def based(digits, base):
     """12_5. It equals only the same digits in the same base: where 7 is asked for in base 5, 7 is
     a wrong answer. In base 10 it is an ordinary number."""
-    digits, base = re.fullmatch(r"(.*)_\D*(\d+)\D*", text).groups()
-    valid = all(int(digit, 36) < int(base) for digit in digits if digit != ".")
-    if not 2 <= int(base) <= 36 or not valid:
+    valid = all(int(digit, 36) < base for digit in digits if digit != ".")
+    if not 2 <= base <= 36 or not valid:
         raise ValueError(f"{digits} in base {base}")
-    return Fraction(digits) if base == "10" else ("base", digits.lstrip("0") or "0", int(base))
+    return Fraction(digits) if base == 10 else ("base", digits.lstrip("0") or "0", base)
 
 
 # ---- trees ---------------------------------------------------------------------------------------
 
 SCALARS = {"+", "neg", "*", "/", "^", "fn", "app", "unit", "pm"}
 # How many entries at the head of a tuple are not trees, if more than one.
-HEAD_LENGTH = {"tuple": 3, "base": 3, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2, "rel": 2,
-               "matrix": 2}
+HEAD_LENGTH = {"tuple": 3, "base": 3, "time": 4, "word": 2, "fn": 2, "app": 2, "unit": 2, "pm": 2,
+               "rel": 2, "matrix": 2}
 REALS, INFINITY = "\\mathbbR", "\\infty"
 
 
@@ -859,14 +1027,15 @@ def quotient(a, b):
     return rebuilt(a, lambda x: quotient(x, b)) if kind(a) == "matrix" else ("/", a, b)
 
 
+def is_plus_minus(x):
+    return isinstance(x, tuple) and x[0] == "pm"
+
+
 def both_signs(tree):
     """The values of a list or of one value, where a value with plus-minus is two values.
 
     1 ± i, 2 -> [1 + i, 1 - i, 2]
     """
-    def is_plus_minus(x):
-        return isinstance(x, tuple) and x[0] == "pm"
-
     def choose(x, sign):
         x = rebuilt(x, lambda part: choose(part, sign))
         if not is_plus_minus(x):
@@ -893,8 +1062,6 @@ def same(a, b):
     if a == b:
         return True
     kinds = {kind(a), kind(b)}
-    if kinds & {"union", "minus", "both"}:
-        return same_sets(a, b)
     if kinds == {"rel"}:
         return same_relations(a, b)
     if "rel" in kinds:
@@ -902,6 +1069,8 @@ def same(a, b):
         if kind(x) == "list" and kind(relation[-1]) not in ("list", "set", "tuple"):
             return False
         return gives(relation, x)
+    if kinds & {"union", "minus", "both"}:
+        return same_sets(a, b)
     if kinds == {"tuple"}:
         may_be_interval = len(parts(a)) == 2
         if may_be_interval and a[1:3] != b[1:3]:
@@ -922,6 +1091,14 @@ def same(a, b):
         matrix = a if kind(a) == "matrix" else b
         columns, rows = matrix[1], len(parts(matrix)) // matrix[1]
         return 1 in (columns, rows) and same_in_order(parts(a), parts(b))
+    if kinds == {"compound"}:
+        return same_in_order(parts(a), parts(b))
+    if kinds == {"mod"}:  # 3 and 8 are the same modulo 5
+        steps = evaluate(("/", ("+", a[2], negative(b[2])), a[1]), Point(0))
+        return same(a[1], b[1]) and isinstance(steps, Fraction) and steps.denominator == 1
+    if kinds == {"ratio", "time"}:
+        ratio, time = (a, b) if kind(a) == "ratio" else (b, a)
+        return parts(ratio) == time[1:3]
     if kinds == {"ratio"} or kinds == {"ratio", "scalar"}:
         return same_ratios(a, b)
     return kinds == {"scalar"} and same_numbers(a, b)
@@ -1007,41 +1184,53 @@ def same_relations(a, b):
             and same(solved(a), solved(b)))
 
 
+OPERATORS = ("\\int", "\\sum", "\\prod", "\\lim")
+
+
 def gives(relation, x):
-    """Is x what a relation states? 5 is that of x = 10/2 = 5, (3, ∞) of x > 3, and both 2/3 and
-    0.67 of 2/3 ≈ 0.67."""
+    """Is x what a relation states? 5 is that of x = 10/2 = 5, (3, ∞) of x > 3, 2/3 of 2/3 ≈ 0.67.
+
+    The sides before must be names, or equal it: 25 is not what x² = 25 states.
+    """
     _, ops, *sides = relation
     if not set(ops) <= {"=", "≈"}:
         return same(solved(relation), x)
     if not is_name(sides[0]) and is_name(sides[-1]):  # 5 = x
         sides.reverse()
-    last = sides[-1]
-    exact = sides[ops.index("≈")] if "≈" in ops else last
-    if not is_name(sides[0]) and any(kind(side) != "scalar" or variables(side) for side in sides):
-        return False  # 2x + z = 1
-    if same(exact, x):
-        return True
-    only_approximate = exact == sides[0] and is_name(exact)  # x ≈ 0.67
-    return (only_approximate or near(exact, last)) and same(last, x)
+        ops = ops[::-1]
+    exact = sides[:ops.index("≈") + 1] if "≈" in ops else sides
+    if len(exact) == 1 and is_name(exact[0]):  # x ≈ 0.67
+        exact = sides
+    *before, value = exact
+    return same(value, x) and all(is_name(side, value) or same_if_comparable(side, value)
+                                  or in_base_10(side) == in_base_10(value) for side in before)
 
 
-def near(a, b):
-    """May b stand after ≈ for a? That is, is it at most 5% off?"""
-    x, y = (inexact(evaluate(side, Point(0))) for side in (a, b))
-    return abs(x - y) <= abs(x) / 20
+def in_base_10(x):
+    """Of 52_8, 42; others as they are."""
+    return Fraction(int(x[1], x[2])) if kind(x) == "base" and x[1].isalnum() else x
 
 
-def is_name(x):
-    """Is x letters without a number, as the left side of an equation that states a value?
+def is_name(x, value=None):
+    r"""Is x letters without a number, as the left side of an equation that states a value?
 
-    So in x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), m + n = 113, dy/dx = 3.
+    So in x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), m + n = 113, dy/dx = 3, A \cup B = \{1\}; of a
+    matrix also in A^{-1}. An integral, a sum or a limit names its value, too.
     """
     if isinstance(x, str):
         return x not in CONSTANTS and x != REALS
     match x:
-        case ("app" | "word", *_) | ("^", "f" | "g", -1):
+        case ("*", (str() as first) | ("^", str() as first, _), *_) if first.startswith(OPERATORS):
             return True
-        case ("*" | "/" | "+" | "neg" | "tuple" | "ratio" | "matrix" | "fn", *_):
+        case ("^", str() as base, exponent):
+            return (base in "fg" and exponent == -1
+                    or base.isupper() and value is not None and kind(value) == "matrix")
+        case ("app" | "word", *_):
+            return True
+        case ("+", *terms):
+            return all(is_name(y[1] if isinstance(y, tuple) and y[0] == "neg" else y)
+                       for y in terms)
+        case ("*" | "/" | "tuple" | "ratio" | "matrix" | "fn" | "union" | "both" | "minus", *_):
             return x[:2] != ("fn", "root") and all(map(is_name, parts(x)))
     return False
 
@@ -1162,6 +1351,7 @@ class Point(NamedTuple):
     negative: str = ""    # the variable that is negative there, if there is one
     whole: bool = False   # variables are positive integers: formulas with n! or floors need them
     log10: bool = False   # log without a base is log10, not ln
+    bare: str = ""        # a unit, percent or degrees, that is left out: 50% is 50, too
 
 
 def real_points(free):
@@ -1197,13 +1387,14 @@ def same_quantities(a, b):
 def same_numbers(a, b):
     """Do two scalars agree, at all points if there are variables?
 
-    `log` may mean ln or log10, whichever makes them agree.
+    `log` may mean ln or log10, and a sign of percent or degrees that only one of them has may be
+    left out, whichever makes them agree.
     """
     if a == b:
         return True
     free = variables(a) | variables(b)
-    used = {x[:2] if x[0] == "fn" else x[0]
-            for tree in (a, b) for x in nodes(tree) if isinstance(x, tuple)}
+    (a_used, a_units), (b_used, b_units) = map(operations, (a, b))
+    used = a_used | b_used
     integer_functions = {("fn", name) for name in ("factorial", "binom", "floor", "ceil")}
     discrete = bool(free) and bool(used & integer_functions)
     real = not discrete or any(x[0] in "xyztuvw" for x in free)  # the usual names of real variables
@@ -1213,8 +1404,17 @@ def same_numbers(a, b):
     # Without sums a tiny value can't be the rounding error of a difference: it must agree, too.
     relative = used <= {"*", "/", "^", "neg", "unit",
                         *(("fn", name) for name in ("root", "factorial", "binom", "abs"))}
-    return any(all(same_at(a, b, point._replace(log10=log10), relative) for point in points)
-               for log10 in ((False, True) if ("fn", "log") in used else (False,)))
+    readings = itertools.product((False, True) if ("fn", "log") in used else (False,),
+                                 ("", *(a_units ^ b_units) & {"percent1", "degree1"}))
+    return any(all(same_at(a, b, point._replace(log10=log10, bare=bare), relative)
+                   for point in points) for log10, bare in readings)
+
+
+def operations(tree):
+    """({what is computed in a scalar}, {its units})"""
+    inner = [x for x in nodes(tree) if isinstance(x, tuple)]
+    return ({x[:2] if x[0] == "fn" else x[0] for x in inner},
+            {word for x in inner if x[0] == "unit" for word in x[1]})
 
 
 def same_at(a, b, point, relative):
@@ -1290,6 +1490,7 @@ def evaluate(x, point):
             return variable(f"{name}({MP.nstr(inexact(values[0]), 15)})", point)
         case ("unit", words, _):
             factors = {("percent1",): Fraction(1, 100), ("degree1",): MP.pi / 180}
+            words = () if words == (point.bare,) else words
             return times(values[0], factors.get(words, Fraction(1)))
     raise ValueError(f"{x[0]} has no value")
 

@@ -132,7 +132,7 @@ def keep(answer, name, rng):
     if name == "unit":
         number = re.sub(UNIT, "", answer)
         if number not in ("", answer) and not re.search(
-                r"and|or|p\.m|PM|[A-Z]$|\\(?:tan|cos)|\\ ", answer):
+                r"and|or|[ap]\.m|[AP]M|[A-Z]$|\\(?:tan|cos)|\\ ", answer):
             yield from (number, number + "\\ " + answer[len(number):])
         if "\\$" in answer and "approx" not in answer:
             bare = answer.replace("\\$", "")

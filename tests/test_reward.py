@@ -89,6 +89,39 @@ x\le 3 ~ x ⩽ 3 ;; (2,1) ~ x=2,y=1 ;; \begin{pmatrix}3\\4\end{pmatrix} ~ (3,4) 
 \begin{pmatrix}4\\6\end{pmatrix} ~ \begin{pmatrix}1\\2\end{pmatrix}+\begin{pmatrix}3\\4\end{pmatrix}
 2112_6 ~ (2112)_6 ;; 0.0011_2 ~ .0011_2 ;; 1011_2 ~ {1011}_2
 \begin{matrix}1\\0\end{matrix}+t\begin{matrix}1\\2\end{matrix} ~ \begin{matrix}1+t\\2t\end{matrix}
+5 ~ f(2) = 5 ~ |AB| = 5 ~ x = \frac{10}{2} = 5 ~ 5 = 5 ~ 2 + 3 = 5 ~ +5 ~ 5^{\text{th}} ~ 5th ~ €5
+5 ~ 5 € ~ USD 5 ~ 5 \text{ percent} ~ \begin{align*} x &= 5 \end{align*} ~ \text{five apples} ~ x＝5
+5 ~ ５ ~ \mathbf{5} ~ \textcolor{red}{5} ~ {\color{red} 5} ~ \therefore 5 ~ \boxed{5} ~ 𝟓
+2x ~ f'(x) = 2x ;; 0.3 ~ P(A \cap B) = 0.3 ;; 1/2 ~ \mathbb{P}(X \le 2) = \frac12
+0.25 ~ \Pr(X=2)=\frac{1}{4} ;; \frac72 ~ E(X) = 3.5 ;; \frac13 ~ \int_0^1 x^2 dx = \frac13
+55 ~ \sum_{k=1}^{10} k = 55 ;; 1 ~ \lim_{x \to 0} \frac{\sin x}{x} = 1 ~ 3 + -2 ~ 3 - +2
+\{1,2,3\} ~ A \cup B = \{1,2,3\}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ~ A^T = \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
+(x+1)^2 ~ x^2+2x+1=(x+1)^2 ;; 45 ~ \angle ABC = 45^\circ ;; 45^\circ ~ m\angle ABC = 45^\circ
+12 ~ \text{Area} = 12 ~ 12 元 ~ 12 个 ~ \text{twelve}
+\frac{22}{7} ~ \frac{22}{7} \approx 3.14 ~ x = \frac{22}{7} \approx 3.14 ;; \pi ~ \pi \approx 3.14
+3.14 ~ x \approx 3.14 ;; 3 ~ x = --3 ~ 3^{rd} ;; \pm 3 ~ x=+-3 ;; -1 ~ 2+-3 ;; -6 ~ 2 \cdot -3
+30 ~ 30^\circ ;; 30^\circ 15' ~ 30^{\circ}15' ;; 30^\circ ~ \frac{\pi}{6}
+15^\circ ~ \frac{30^\circ}{2} ;; 90 - x ~ 90^\circ - x ;; 180 - 2\alpha ~ 180° - 2α
+\frac12 ~ \sin 30^\circ ~ \left.\frac12\right. ;; 21 ~ 21st ~ twenty-one ;; 3.5 ~ £3.50
+500 ~ ¥500 ~ ₹500 ~ 500 円 ;; \$5 ~ 5 USD ;; 30000 ~ 3万 ;; 5 ft 6 in ~ 5 ft 6 in
+5 feet 6 inches ~ 5 \text{ ft } 6 \text{ in}
+2 h 30 min ~ 2 h 30 min ~ 2 \text{ hours } 30 \text{ minutes} ;; 24 ~ 2 \text{ dozen}
+3:00 \text{ p.m.} ~ 3 PM ;; 9:30 ~ 9:30 AM ;; 10:15 am ~ \text{10:15 a.m.}
+k\pi ~ x = k\pi, k \in \mathbb{Z} ~ k\pi (k \in \mathbb{Z})
+k\pi ~ k\pi, \text{ where } k \text{ is an integer}
+2 ~ x = 2, \text{ since } x > 0 ~ 2 \text{ (since } x>0) ~ 2 (because x > 0)
+2, 3 ~ x = 2 \text{ or } x = 3 ;; x=1, y=2 ~ \begin{cases} x=1 \\ y=2 \\ \end{cases}
+(1,2) ~ x=1 \\ y=2 ~ A(1,2) ~ P = (1,2) ~ \mathbf{v} = (1,2)
+\begin{cases}x&x>0\\-x&x\le 0\end{cases} ~ \begin{cases} x & x>0 \\ -x & x \le 0 \end{cases}
+(1,2), (3,4) ~ A = (1,2), B = (3,4) ;; (0,1) ~ ]0,1[ ;; (0,1] ~ ]0,1] ;; [0,1) ~ [0,1[ ;; 6:8 ~ 3:4
+\frac34 ~ 3:4 ~ ３／４ ;; 3:4:5 ~ 3 : 4 : 5 ;; 3:4 ~ 3 \text{ to } 4
+3 \pmod 5 ~ x \equiv 3 \pmod{5} ~ 3 \bmod 5 ;; x \equiv 8 \pmod{5} ~ x \equiv 3 \pmod{5}
+x\equiv 3 \pmod{5} ~ x \equiv 3 (mod 5) ;; 72 ~ \text{seventy-two} ;; 1010_2 ~ 1010_{\text{two}}
+12_5 ~ 12_{\text{five}} ;; 1,2,3 ~ 1、2、3 ;; (2,3) ~ （2，3） ;; \text{does not exist} ~ DNE
+DNE ~ \text{DNE} ;; \text{None} ~ none ;; \emptyset ~ \text{none} ~ \text{No real solutions}
+\text{Yes} ~ yes ;; yes ~ \text{Yes.} ;; x+1 ~ \boldsymbol{x+1}
+0.5 ~ \displaystyle\frac{1}{2} ~ \Large\frac12 ;; B ~ \mathrm{B} ~ \textbf{(B)}
 """
 DIFFERENT = r"""
 135108 ~ 108,135 ;; 6 ~ 2 3 ;; 100000000000000000000 ~ 100000000000000000001 ;; 0.5 ~ 50 ~ 0.05
@@ -133,6 +166,23 @@ k\pi, k\in\mathbb{N} ~ k\pi, k\in\mathbb{Z} ;; x \ge 1, x \ne 2 ~ x > 1 ;; 12_5 
 \begin{pmatrix}1\\2\end{pmatrix} ~ \begin{pmatrix}1&2\end{pmatrix} ;; 21_{5} ~ 12_{5}
 \begin{pmatrix}1&3\\2&4\end{pmatrix} ~ \begin{pmatrix}1&2\\3&4\end{pmatrix}
 12 ~ 12_5 ~ 1,2 ~ 1 2 ~ 12 \text{ factorial}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ~ 2A = \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
+27 ~ x^3 = 27 ;; 10 ~ 2x = 10 ~ x + 3 = 10 ~ 1010_{\text{two}} ;; 4 ~ \sqrt{x} = 4 ~ 4 \text{ score}
+5 ~ -x = 5 ~ x = \frac{10}{3} = 5 ~ 5 ft 6 in ~ 5 \text{ quintillion} ~ 5 \text{ hundredths}
+5 ~ \text{half of } 5 ~ \text{not } 5 ~ \text{at least } 5 ~ \text{about } 5 ~ 5 \text{ or less}
+5 ~ minus 5 ;; (x-1)^2 ~ x^2+2x+1=(x+1)^2 ;; 12 ~ \text{The answer is } 12
+3.14 ~ \frac{22}{7} \approx 3.14
+2 ~ 1 = 2 ~ 5 - -3 ~ 2 \text{ dozen} ~ x = 2 \text{ or } x = 3 ~ 2, if x > 0
+6 ~ 2 + 3 = 6 ~ 5th ~ five ;; 30^\circ 45' ~ 30^\circ 15' ;; 30^\circ ~ 30^\circ 15'
+16 ~ \frac{30^\circ}{2} ;; x ~ x^{th} ;; €5 ~ \$5
+3 ~ 3万 ~ 3 \text{ ninths} ~ 3 \text{ pairs} ~ 3-fold ~ 3:00 ~ 3:00 PM ~ 3 PM ~ x \equiv 3 \pmod{5}
+5 ft 7 in ~ 5 ft 6 in ;; 66 in ~ 5 ft 6 in ;; 2.5 ~ 2 h 30 min ;; 9:30 PM ~ 9:30 AM
+k\pi ~ k\pi, k \in \mathbb{N} ;; (2,1) ~ \begin{cases} x=1\\ y=2\end{cases} ~ P(1, 2)
+(6,5) ~ \begin{aligned} x &= 5 \\ y &= 6 \end{aligned}
+\begin{cases} -x & x > 0 \\ x & x\le 0\end{cases} ~ \begin{cases} x & x>0 \\ -x & x \le 0 \end{cases}
+[0,1] ~ ]0,1[ ;; 4:3 ~ 3:4 ;; x \equiv 4 \pmod{5} ~ x \equiv 3 \pmod{5}
+x \equiv 3 \pmod{7} ~ x \equiv 3 \pmod{5} ;; 1010 ~ 1010_{\text{two}} ;; 1,2,4 ~ 1、2、3 ;; no ~ yes
+0 ~ DNE ~ none ;; C ~ \mathbf{B}
 """
 
 
@@ -150,9 +200,10 @@ def test_tables(a, b, expected):
 
 @pytest.mark.parametrize("expected, answer, numbers", [
     (1, "72", ["72", "72.0", "$72", "72 apples", "72.", "72\n#### 5"]), (1, "-5", ["-5", "- $5"]),
-    (1, "1200", ["1,200", "$1,200.00"]),
+    (1, "1200", ["1,200", "$1,200.00", "**1200**", "1000 + 200 = 1200", "1200. It was 1100."]),
+    (1, "-18", ["−18", "**-18**"]), (1, "3/4", ["3/4", "\\frac34", "0.75"]),
     (0, "72", ["5\n#### 72", "-72", "720", "72.5", "72/2", "72.5/2", "72.5e3", "72^2", "72,000/3",
-               "", "two"])])
+               "", "two", "72 + 1 = 73", "72 thousand", "1:12", "72, 73", "**", "* 72 *"])])
 def test_gsm8k(expected, answer, numbers):
     """The number after the first `####` counts, also in a truncated response."""
     for number in numbers:
@@ -290,7 +341,7 @@ ENTRIES = "\\\\".join("&".join(f"x_{{{i}}}+{j}y" for j in range(50)) for i in ra
 HOSTILE = [
     "9^{9^{9^9}}", "e^{e^{e^{e^{e^e}}}}", "1000000!", "(10^{100})!", "9!!!!!!", r"\frac{1}{0}",
     r"\binom{10^{10}}{10^9}", r"\sin(10^{10^{10}})", "(x+1)^{1000000}", r"(1+\sqrt2)^{1000000}",
-    "x!" * 200, r"\sqrt[999999999]{2}", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000, "|" * 5000,
+    "x!" * 200, "x(" * 40 + "y+1" + ")" * 40, r"\sqrt[999999999]{2}", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000, "|" * 5000,
     r"\frac{1}{" * 300 + "2" + "}" * 300, r"\text{" * 5000, r"\boxed{" * 2000, "9" * 15_000,
     "a+" * 500_000 + "1", "1e999999999", "1e4999", "1" + ",000" * 3000, "\\" * 15_000, "\x00\x001",
     r"0.\overline{" + "7" * 4000, " " * 15_000 + "2", ",".join(map(str, range(4000))), "e " * 9000,
@@ -366,7 +417,7 @@ def test_a_batch_is_graded_in_its_order():
     """The grades are those of the reward functions, also for truncated responses."""
     equal = table(EQUAL, True)
     rows = [{"task": task, "answer": a} for a, *_ in equal for task in ("math", "arithmetic")]
-    texts = [f"#### {b} \\boxed{{{b}}} \ud800" for _, b, _ in equal for _ in range(2)]
+    texts = [f"#### {b}\n\\boxed{{{b}}} \ud800" for _, b, _ in equal for _ in range(2)]
     truncated = [i % 3 == 0 for i in range(len(rows))]
     graded = reward.grade(rows, texts, truncated)
     assert graded.rewards == [
