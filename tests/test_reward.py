@@ -179,7 +179,7 @@ k\pi, k\in\mathbb{N} ~ k\pi, k\in\mathbb{Z} ;; x \ge 1, x \ne 2 ~ x > 1 ;; 12_5 
 5 ft 7 in ~ 5 ft 6 in ;; 66 in ~ 5 ft 6 in ;; 2.5 ~ 2 h 30 min ;; 9:30 PM ~ 9:30 AM
 k\pi ~ k\pi, k \in \mathbb{N} ;; (2,1) ~ \begin{cases} x=1\\ y=2\end{cases} ~ P(1, 2)
 (6,5) ~ \begin{aligned} x &= 5 \\ y &= 6 \end{aligned}
-\begin{cases} -x & x > 0 \\ x & x\le 0\end{cases} ~ \begin{cases} x & x>0 \\ -x & x \le 0 \end{cases}
+\begin{cases}-x&x>0\\x&x\le 0\end{cases} ~ \begin{cases} x & x>0 \\ -x & x \le 0 \end{cases}
 [0,1] ~ ]0,1[ ;; 4:3 ~ 3:4 ;; x \equiv 4 \pmod{5} ~ x \equiv 3 \pmod{5}
 x \equiv 3 \pmod{7} ~ x \equiv 3 \pmod{5} ;; 1010 ~ 1010_{\text{two}} ;; 1,2,4 ~ 1、2、3 ;; no ~ yes
 0 ~ DNE ~ none ;; C ~ \mathbf{B}
@@ -341,7 +341,8 @@ ENTRIES = "\\\\".join("&".join(f"x_{{{i}}}+{j}y" for j in range(50)) for i in ra
 HOSTILE = [
     "9^{9^{9^9}}", "e^{e^{e^{e^{e^e}}}}", "1000000!", "(10^{100})!", "9!!!!!!", r"\frac{1}{0}",
     r"\binom{10^{10}}{10^9}", r"\sin(10^{10^{10}})", "(x+1)^{1000000}", r"(1+\sqrt2)^{1000000}",
-    "x!" * 200, "x(" * 40 + "y+1" + ")" * 40, r"\sqrt[999999999]{2}", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000, "|" * 5000,
+    "x!" * 200, "x(" * 40 + "y+1" + ")" * 40,
+    r"\sqrt[999999999]{2}", "{" * 10_000 + "1" + "}" * 10_000, "(" * 5000, "|" * 5000,
     r"\frac{1}{" * 300 + "2" + "}" * 300, r"\text{" * 5000, r"\boxed{" * 2000, "9" * 15_000,
     "a+" * 500_000 + "1", "1e999999999", "1e4999", "1" + ",000" * 3000, "\\" * 15_000, "\x00\x001",
     r"0.\overline{" + "7" * 4000, " " * 15_000 + "2", ",".join(map(str, range(4000))), "e " * 9000,
