@@ -29,7 +29,8 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
                       task_name, versions)
 from lib.distributed import all_gather, rank, run_stage, set_activity
 from lib.files import atomic_file, write_jsonl
-from lib.samples import PARTS, push_responses, read_published, read_samples, sample
+from lib.samples import (PARTS, describe, push_responses, read_published, read_samples,
+                         sample)
 from lib.weights import fingerprint
 from model import open_model
 
@@ -104,27 +105,18 @@ def finish(args, folder, rows, all_rows, samples, meta):
     return values, graded
 
 
-def print_summary(values, graded, seconds, tokens):
+def print_summary(values, seconds, tokens):
     """What a finished stage 1 found, with warnings about the usual mistakes."""
-    rewards, (num_prompts, n) = values["rewards"], values["rewards"].shape
-    right = (rewards == 1).sum(1)                                                          # (P,)
-    truncated = 1 - values["finished"].float().mean()
-    print(f"\n{num_prompts:,} prompts x {n} samples")
-    print(f"  {'mean reward':<22}{rewards.mean():7.3f}")
-    print(f"  {'mean V*':<22}{values['v_star'].mean():7.3f}")
-    for name, share in ((f"pass@{n}", (right > 0).float().mean()),
-                        ("never solved", (right == 0).float().mean()),
-                        ("always solved", (right == n).float().mean()), ("truncated", truncated),
-                        ("grading timed out", sum(graded.timed_out) / len(graded.timed_out))):
-        print(f"  {name:<22}{share:7.1%}")
-    print(f"  {'response length':<22}{values['lengths'].float().mean():7.1f} tokens")
+    print("\n{:,} prompts x {} samples".format(*values["rewards"].shape))
+    for name, text in describe(values).items():
+        print(f"  {name:<26}{text}")
     if tokens:
         print(f"  {tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} per second")
-    if truncated > 0.5:
+    if values["finished"].float().mean() < 0.5:
         print("  warning: most responses were truncated. Usual causes: a low "
               "--max_response_tokens, an instruct model without --chat_template=True, or a base "
               "model that never stops at this kind of prompt")
-    if not rewards.any():
+    if not values["rewards"].any():
         print("  warning: no prompt was ever solved, so stage 2 has nothing to learn from. Compare "
               "responses.jsonl with what the reward asks for: where the final answer has to be, "
               "and whether a response has to end by itself")
@@ -174,7 +166,7 @@ def main(args):
             if not args.responses_from:
                 samples = read_samples(folder, meta)
             values, graded = finish(args, folder, rows, all_rows, samples, meta)
-        print_summary(values, graded, seconds, tokens)
+        print_summary(values, seconds, tokens)
         if args.responses_from:
             differ = [s["published"] != r
                       for s, r in zip(samples.values(), graded.rewards, strict=True)]

@@ -16,7 +16,7 @@ from itertools import cycle
 
 from lib.cli import check, one_line_errors
 from lib.files import atomic_file, read_json, read_jsonl
-from lib.samples import load_values
+from lib.samples import describe, load_values
 from lib.tables import as_markdown, cell, results_folder, results_table
 
 import matplotlib.pyplot as plt
@@ -165,15 +165,9 @@ def stage_1(folder):
     if not os.path.isfile(path):
         return ""
     values = load_values(path)
-    rewards, (num_prompts, n) = values["rewards"], values["rewards"].shape
-    counts = (rewards == 1).sum(1).bincount(minlength=n + 1).tolist()
-    return f"""## Stage 1: {num_prompts:,} prompts, {n} samples each
-
-- prompts with 0, 1 ... {n} right samples: {', '.join(map(str, counts))}
-- mean reward {rewards.mean():.3f}, mean V* {values['v_star'].mean():.3f}
-- response length {values['lengths'].float().mean():.1f} tokens
-- truncated {1 - values['finished'].float().mean():.1%}
-"""
+    num_prompts, n = values["rewards"].shape
+    return f"## Stage 1: {num_prompts:,} prompts, {n} samples each\n\n" + "".join(
+        f"- {name}: {text}\n" for name, text in describe(values).items())
 
 
 def cost(metrics):

@@ -17,7 +17,7 @@ import warnings
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 
-from lib.cli import check, progress
+from lib.cli import check
 from lib.distributed import (State, all_gather, barrier, cuda, local_world_size, rank,
                              restart_timer, world_size)
 from lib.memory import memory_in_use, reset_peak_memory
@@ -110,16 +110,14 @@ class Engine:
                     list(output.token_ids), text, output.finish_reason != "stop",
                     output.logprobs.logprobs if logps else [])
 
-    def generate(self, prompts, seeds, max_tokens, temperature=1.0, logps=False, desc=None):
+    def generate(self, prompts, seeds, max_tokens, temperature=1.0, logps=False):
         """Sample with all engines. A collective: returns the list of all Responses on every rank.
 
-        Arguments as of stream(); desc: label of a progress bar. After a signal to stop, some
-        Responses are None: ask stop_requested() before using them.
+        Arguments as of stream(). After a signal to stop, some Responses are None: ask
+        stop_requested() before using them.
         """
         mine = self.share(range(len(prompts)))
         stream = self.stream(self.share(prompts), self.share(seeds), max_tokens, temperature, logps)
-        if desc:
-            stream = progress(stream, total=len(mine), desc=desc, unit="response")
         done = {mine[k]: response for k, response in stream}
         responses = [None] * len(prompts)
         for part in all_gather(done if self.tp_rank == 0 else {}):

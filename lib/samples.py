@@ -91,6 +91,17 @@ def load_values(path):
                          "estimate_value.py") from None
 
 
+def describe(values):
+    """{what: text} about stage 1's result, for the screen and the report."""
+    rewards, (num_prompts, n) = values["rewards"], values["rewards"].shape
+    counts = (rewards == 1).sum(1).bincount(minlength=n + 1).tolist()
+    return {"mean reward": f"{rewards.mean():.3f}", "mean V*": f"{values['v_star'].mean():.3f}",
+            f"pass@{n}": f"{1 - counts[0] / num_prompts:.1%}",
+            f"prompts with 0 to {n} right": ", ".join(map(str, counts)),
+            "truncated": f"{1 - values['finished'].float().mean():.1%}",
+            "response length": f"{values['lengths'].float().mean():.1f} tokens"}
+
+
 def match_values(folder, rows, expected, filter_incorrect):
     """For stage 2: (those rows that <folder>/values.pt has, their V* (P,), SHA-256 of both).
 
