@@ -57,8 +57,7 @@ budget = 30_000            # evaluation steps of one comparison, about a second 
 
 class Work:
     """What comparisons cost. One state per process, so they are not thread-safe."""
-    left = 0     # evaluation steps that the running comparison may still take
-    inexact = 0  # comparisons of numbers by digits, not as exact fractions; the caller resets it
+    left = 0  # evaluation steps that the running comparison may still take
 
     @classmethod
     def spend(cls, steps):
@@ -1429,7 +1428,6 @@ def same_at(a, b, point, relative):
             raise
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             return x == y
-        Work.inexact += 1
         if point.negative and not is_real(x) and not is_real(y):
             return True  # ln(x) and sqrt(x) are for positive x
         if not close(x, y, digits, relative):

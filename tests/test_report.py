@@ -83,7 +83,8 @@ def test_every_number_of_a_report_and_a_card(folder):
     hours = sum(6 + i for i in range(STEPS)) / 3600
     for line in ("## Stage 1: 4 prompts, 4 samples each", "- mean reward: 0.375",
                  "- mean V*: 0.375", "- prompts with 0 to 4 right: 1, 2, 0, 0, 1",
-                 "- pass@4: 75.0%", "- response length: 7.0 tokens", "- truncated: 25.0%", "| generate | 7.50 | 65% |",
+                 "- pass@4: 75.0%", "- response length: 7.0 tokens",
+                 "- truncated: 25.0%", "| generate | 7.50 | 65% |",
                  "| train | 3.00 | 26% |", "| rest | 0.12 | 1% |",
                  "Greedy after 0 steps, reward 0:\n\n```text\nold 2\n```",
                  "Greedy after 12 steps, reward 1:\n\n````text\nnew ``` 2\n```\n# no title\n````"):

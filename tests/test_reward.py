@@ -2,7 +2,7 @@ r"""Rewards. The model learns whatever the grader calls right.
 
 The tables consist of entries, which end with ;; or the line. The first answer of an entry is
 compared with each of the others, in both orders. Further tests take all reference answers of the
-data, answers built from them (pairs.py), random answers, hostile text, and batches.
+data, answers built from them (bench/pairs.py), random answers, hostile text, and batches.
 """
 import os
 import re
@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import lib.answers
 import lib.distributed
 import reward
+from bench import pairs
 from lib.files import read_jsonl
 from reward import is_equivalent, last_boxed, load_task
 
-import pairs
 import pytest
 from conftest import REAL_DATA, needs_real_data
 from hypothesis import given, settings
