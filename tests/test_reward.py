@@ -22,7 +22,7 @@ from lib.files import read_jsonl
 from reward import is_equivalent, last_boxed, load_task
 
 import pytest
-from conftest import REAL_DATA, needs_real_data
+from conftest import REAL_DATA, REPO, needs_real_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,6 +196,16 @@ def table(text, expected):
     ("", "", False), ("", "0", False), (" ", " ", False), ("$$", "$$ $$", False)])
 def test_tables(a, b, expected):
     assert is_equivalent(a, b) is expected and is_equivalent(b, a) is expected
+
+
+def test_the_table_in_docs():
+    """docs/answers.md says what is_equivalent does."""
+    lines = (REPO / "docs/answers.md").read_text().splitlines()
+    rows = [re.findall("`(.*?)` +\\| `(.*?)` +\\| (yes|no) ", line) for line in lines]
+    rows = [row for [row] in filter(None, rows)]
+    assert len(rows) > 30
+    for response, reference, verdict in rows:
+        assert is_equivalent(response, reference) is (verdict == "yes"), (response, reference)
 
 
 @pytest.mark.parametrize("expected, answer, numbers", [
