@@ -63,7 +63,7 @@ class Work:
     def spend(cls, steps):
         cls.left -= steps
         if cls.left < 0:
-            raise ValueError("too much work")
+            raise RecursionError("too much work")  # no ValueError, which may only mean "different"
 
 
 def last_boxed(text):
@@ -153,19 +153,21 @@ LOOKS = re.compile(rf"""(?<!\\)\$ | \\[()]
     | \\(?:left|right|middle)(?![a-zA-Z])(?:\s*\.(?!\d))?
     | \\(?:[bB]igg?[lrm]?|(?:display|text|script)style|(?:no)?limits|underline|rm|bf|it|sf|tt
       |math(?:bf|it|sf|tt|normal|cal|scr|frak|op)|boldsymbol|bm|pmb|boxed|fbox|ensuremath
-      |tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|therefore|implies|Rightarrow
-      )(?![a-zA-Z])
+      |tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])
+    | ^\s*\\(?:therefore|implies|Rightarrow|rightarrow)(?![a-zA-Z])
     | \\(?:(?:text)?color(?:box)?|[hv]space|label|tag)\*?\s*{GROUP}
     | \\[hv]?phantom\s*(?:{GROUP}|.)
-    | \bnp\. | (?<=\bsq)\. | (?<=\bcu)\.""", re.VERBOSE)
+    | \\(?:checkmark|blacksquare|square|qed)(?![a-zA-Z])\s*$ | ^∴
+    | \bnp\. | (?<=\bsq)\. | (?<=\bcu)\. | (?<=\bRs)\. | \bUS(?=\s?\\?\$)""", re.VERBOSE)
 # A note behind an answer that says nothing about its value: for all x, where k is an integer.
-GAP = r"(?:[\s}]|\\text\s*\{)*"
-NOTE = re.compile(rf"""(?<=\S)[,;]?\s*\(?{GAP}[,(]?\s*\b(?:since|because
-    |(?:for|where)\ (?:all|every|any)
-    |(?:for|where|with){GAP}(?:some\ )?[a-z]?{GAP}(?:is\ )?(?:an\ |any\ )?integers?)\b.*$""",
-                  re.VERBOSE)
+GAP = r"(?:[\s}]|\\text\s*\{){0,6}"
+NOTE = re.compile(rf"""\b(?:(?:since|because)\b.*
+    |(?:for|where)\ (?:all|every|any){GAP}(?:real\ )?(?:numbers?\ )?{GAP}[a-z]?{GAP}
+     (?:\\in\s*\\mathbb\s*\{{?R\}}?)?
+    |(?:for|where|with){GAP}(?:some\ )?[a-z]?{GAP}(?:is\ )?(?:an\ |any\ )?integers?(?:\ [a-z])?)
+    [\s)}}.]*$""", re.VERBOSE)
 # Reversed brackets of an interval: ]0, 1[
-INTERVAL = re.compile(r"([\[\](])([^\[\]()]*,[^\[\]()]*)([\[\])])")
+INTERVAL = re.compile(r"([\[\](])([^\[\]()]{1,200}(?<!sqrt))([\[\])])")
 DECIMAL = re.compile(r"-?\d{1,4000}(?:\.\d{1,4000})?")
 FUNCTIONS = """arcsinh arccosh arctanh arcsin arccos arctan arccot sinh cosh tanh coth sech csch
 sin cos tan cot sec csc log ln lg exp sqrt""".split()
@@ -177,6 +179,8 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 NUMBER_WORDS = {word: n for n, word in enumerate(ONES)} | {
     ten + one: 20 + 10 * i + n for i, ten in enumerate(TENS)
     for n, one in [(0, ""), *((n, sign + ONES[n]) for n in range(1, 10) for sign in "- ")]}
+HUNDREDS = re.compile(rf"\b({'|'.join(ONES[1:10])}) hundred(?: and)? "
+                      rf"({'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})\b")
 MEANINGS = {(text,): meaning for texts, meaning in (  # answers in words, as words() returns them
     ("no solution, no solutions, no real solution, no real solutions, empty set, none", r"\{\}"),
     ("all real numbers, all reals", r"\mathbb{R}"), ("infinity", r"\infty"))
@@ -191,16 +195,40 @@ def normalise(text):
         text = re.sub("([₀-₉]+)", r"_{\1}", text).translate(SMALL)
         text = re.sub("[¼-¾⅐-⅞]", fraction_sign, text).translate(UNICODE)
         text = unicodedata.normalize("NFKC", text).translate(UNICODE)
-        text = re.sub("[Α-Ωα-ω]", greek, text)
+        text = re.sub("[Α-ΡΣ-Ωα-ω]", greek, text)
     text = " ".join(text.split())
+    if found := re.fullmatch(r"(\*\*?|__|`|\")(.+)\1", text):  # Markdown, quotes
+        text = found[2]
+    text = HUNDREDS.sub(hundreds, text)
+    if "{cases}" in text:
+        text = re.sub(r"[,;]?\s*&\s*(?:\\text\s*\{\s*(?:if|when|for)\s*\})?", " & ", text)
     if not text.isalnum():
+        if text.count("\\{") > text.count("\\}"):  # \left\{ \begin{array} ... \right.
+            text = re.sub(r"\\\{\s*(?=\\begin)", "", text)
         text = LOOKS.sub("", text)
         text = NAMED_FUNCTION.sub(r"\\\1 ", text)
-        text = NOTE.sub("", text)
-        text = INTERVAL.sub(lambda m: f"{'[' if m[1] == '[' else '('}{m[2]}"
-                                      f"{']' if m[3] == ']' else ')'}", text)
+        text = INTERVAL.sub(interval, without_note(text))
     text = text.lstrip(" ,;:").rstrip()
     return text if text.endswith("...") else text.rstrip(" .,;:\\")
+
+
+def hundreds(found):
+    return str(100 * NUMBER_WORDS[found[1]] + NUMBER_WORDS[found[2]])
+
+
+def without_note(text):
+    found = NOTE.search(text)
+    kept = text[:found.start()] if found else text
+    while found and kept != (shorter := kept.rstrip(" ,;(").removesuffix("\\text{")):
+        kept = shorter
+    return kept or text
+
+
+def interval(found):
+    left, inside, right = found.groups()
+    if not re.search("[,;]", inside):
+        return found[0]
+    return f"{'[' if left == '[' else '('}{inside}{']' if right == ']' else ')'}"
 
 
 def fraction_sign(found):
@@ -221,10 +249,12 @@ def words(text):
     r"""(words of an answer, whether it is surely text and no formula).
 
     (("even",), True) for \text{Even}; (None, False) for 2x, which isn't made of words. A comma,
-    "and" or "or" separates words, whose order doesn't matter. Letters surely are words if they are
-    in \text or are four or more.
+    "and" or "or" separates words. Only the order of single letters doesn't matter. Letters surely
+    are words if they are in \text or are four or more.
     """
-    bare = re.sub(r"^\s*\\?\{(.*?)\\?\}\s*$", r"\1", TEXT.sub(r" \1 ", text))
+    bare = re.sub(r"^\s*\{(.*?)\}\s*$", r"\1", TEXT.sub(r" \1 ", text))
+    if re.fullmatch(r"\S*[a-z][A-Z]\S*|[A-Z]{2,}[a-z]\S*", bare):  # GMmR
+        return None, False
     if not re.fullmatch(r"(?:[^\W\d_]|[\s.,'()&]|(?<=[a-zA-Z])-(?=[a-zA-Z]))+", bare):
         return None, False
     items = [" ".join(re.findall(r"(?:[^\W\d_]|[-'])+", item))
@@ -233,25 +263,32 @@ def words(text):
     items = ["does not exist" if item in ("dne", "doesn't exist") else item for item in items]
     was_wrapped = bare != text and "\\mathrm" not in text  # in \text{} or \{\}
     looks_like_text = re.search(r"[^\W\d_]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)
+    if {*items} <= {"yes", "no", "true", "false"}:
+        return tuple(items), True
     is_function = re.fullmatch(f"(?:{'|'.join(FUNCTIONS)})[a-z]?", bare)
     if NUMBER_WORD.match(items[0]):
         return tuple(items), False
-    return (tuple(sorted(item for item in items if item)),
-            bool(was_wrapped or looks_like_text and not is_function))
+    items = [item for item in items if item]
+    if max(map(len, items), default=0) == 1:  # letters of choices
+        items.sort()
+    return tuple(items), bool(was_wrapped or looks_like_text and not is_function)
 
 
 def choice(text):
     r"""The letter of a multiple choice, else None: B for B, (B), \text{B. } 12 and (B) ellipse."""
     text = TEXT.sub(r"\1", text).strip(" {}")
     found = re.fullmatch(r"\(?([A-J])(?:[).:]?|[).:] ?([\w\\].*))", text)
-    if not found or re.search(r"\([A-J]\)|,|\b(?:and|or|not|is)\b", found[2] or ""):
+    if not found or re.search(r"\b[A-J]\b|[,;]|\b(?:and|or|not|is|incorrect|wrong|false)\b",
+                              found[2] or ""):
         return None  # also for (B) or (C)
     return found[1]
 
 
 def as_text(text):
-    """What is compared of answers that can't be parsed: without case, spaces, text commands."""
-    return re.sub(r"(?<!\d)\s|\s(?!\d)|(?<=[a-z])\.", "", TEXT.sub(r"\1", text).lower())
+    """What is compared of answers that can't be parsed: without spaces, text commands and their
+    case."""
+    return re.sub(r"(?<!\d)\s|\s(?!\d)|(?<=[a-z])\.", "", TEXT.sub(
+        lambda found: found[1].lower() if len(found[1]) > 4 else found[1], text))
 
 
 # ---- tokens: (kind, text) ------------------------------------------------------------------------
@@ -278,34 +315,40 @@ COMMANDS = {alias: kept for kept, *aliases in map(str.split, r"""
 \cup bigcup
 \cap bigcap
 \setminus backslash smallsetminus
-or lor vee
-and land wedge""".strip().splitlines()) for alias in aliases}
+∨ lor vee
+∧ land wedge""".strip().splitlines()) for alias in aliases}
 SYMBOLS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu
 nu xi rho varrho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma
-Upsilon Phi Psi Omega pi infty hbar ell odot circ star partial nabla perp parallel sum prod int lim
-max min Pr""".split()
+Upsilon Phi Psi Omega pi infty hbar ell odot star partial nabla perp parallel sum prod int lim
+max min Pr top det gcd deg dim""".split()
 UNIT_NAMES = """mm millimeter millimetre|cm centimeter centimetre|m meter metre
 km kilometer kilometre|inch inches in|foot feet ft|yard yd|mile mi
 second sec s|minute min|hour hr h|day|week|month|year yr
 mg milligram|gram gm g|kilogram kg|pound lb|ounce oz|ton
-liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro eur|rupee rs inr|yuan cny rmb|gbp
+celsius|fahrenheit|liter litre l|milliliter ml|gallon gal|dollar usd|cent|euro eur
+rupee rs inr|yuan cny rmb|gbp
 degree deg|percent percentage pct|radian rad|mph|am|pm
 nm|ev|hz|mol|unit|j|n|w|v|a|k|c"""
 UNITS = {alias: names.split()[0]  # each name of a unit: the unit's first name
          for names in UNIT_NAMES.replace("\n", "|").split("|") for alias in names.split()}
 # Units of two letters that are units also outside \text; others may be products: 3 mg.
 SHORT_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz", "yr", "oz"}
-CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "₽": "ruble",
-              "usd": "dollar", "eur": "euro", "gbp": "pound", "rs": "rupee", "inr": "rupee",
+CURRENCIES = {"$": "dollar", "¢": "cent", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee",
+              "₽": "ruble", "usd": "dollar", "eur": "euro", "gbp": "pound", "rs": "rupee", "inr": "rupee",
               "cny": "yuan", "rmb": "yuan"}
 # Words after a value that change it, as a unit doesn't.
 NOT_UNITS = re.compile(r"""(?:squared|cubed|factorial|half|halves|quarters?|plus|minus|times|less
     |more|greater|least|most|below|above|negative|positive|doubled?|tripled?|divided|root|pi
-    |infinity|not|no|is|are|does|false|wrong|incorrect|undefined|if|when|where|for|mod|except|or
+    |dozens|tens|hundreds|thousands|couples?|trios?|myriads?|groups?|sets?|bn|mn|grand|fold
+    |fewer|lakhs?|crores?|out|by|to|over|r\d*|remainder|be|can|cannot|may|must|infinity|not|no|is|are|does|false|wrong|incorrect|undefined|if|when|where|for|mod|except|or
     |(?:third|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand
-    |\w+illion)th)s?|\w+illions?|\w+fold|score|gross|pairs?|半)""", re.VERBOSE)
+    |\w+illion)th)s?|\w+ill(?:i?on(?:s|es|en)?)|\w+fold|score|gross|pairs?|半)""", re.VERBOSE)
+MEASURES = set("""元 円 원 角 美元 个 人 只 本 张 岁 年 月 天 日 米 厘米 分米 毫米 千米 公里
+平方米 平方厘米 立方米 小时 时 分钟 分 秒 度 棵 支 块 名 位 条 辆 件 头 朵 页 克 千克 公斤 吨
+升 毫升 руб рублей м см км кг ч мин""".split())
+PLURALS = "people children men women feet fish sheep mice geese teeth".split()
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-          "trillion": 10**12, "百": 100, "千": 10**3, "万": 10**4, "亿": 10**8}
+          "trillion": 10**12, "百": 100, "千": 10**3, "万": 10**4, "亿": 10**8, "兆": 10**12}
 SPACE = re.compile(r"(?:[\s~]|\\[,;:!>\s]|\\q?quad(?![a-zA-Z])|(?<!\\)\{\s*\})+")
 IN_TEXT, OUT = r"(?:\\(?:text|mathrm)\s*\{\s*)?", r"\s*\}?"
 # Thousands, with a comma only where it is no separator of a list.
@@ -328,6 +371,7 @@ TOKEN = re.compile(rf"""
 |(?P<ordinal>(?P<nth>\d+)\s*(?:\^\s*)?\{{?\s*{IN_TEXT}(?:st|nd|rd|th)\b[\s}}]*)
 |(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))        # 12  .5
    (?:[eE][+-]?\d+                                              # 1e5
+     |(?<=\.)\(\d+\)|(?<=\.\d)\(\d+\)|(?<=\.\d\d)\(\d+\)        # 0.1(6)
      |\\(?:overline|bar|dot)\s*\{{?\d+\}}?)?)                   # 0.\overline{{3}}
 |(?P<begin>\\begin\s*\{{(?P<name>\w+)\*?\}}(?:\{{[lcr|\s]*\}})?)
 |(?P<end>\\end\s*\{{\w+\*?\}})
@@ -335,12 +379,12 @@ TOKEN = re.compile(rf"""
 |(?P<dots>\.\.\.|\\[lcd]?dots[cb]?(?![a-zA-Z]))
 |(?P<mod>\(?\s*(?:\\[pb]?mod(?![a-zA-Z])|{IN_TEXT}\s*mod(?:ulo)?\b{OUT}))
 |(?P<degree>(?:\^\s*(?:\\circ(?![a-zA-Z])|\{{\s*(?:\\circ|°)\s*\}}|\\degree(?![a-zA-Z])|°)
-   |°|\\degree(?![a-zA-Z]))(?:\s*(?:\\(?:text|mathrm)\s*\{{\s*[CF]\s*\}}|[CF]\b))?)
+   |°|\\degree(?![a-zA-Z]))(?:\s*(?:\\(?:text|mathrm)\s*\{{\s*)?(?P<scale>[CF])\b(?:\s*\}})?)?)
 |(?P<prime>{PRIMES}|'+|")
 |(?P<plusminus>\+\s?/\s?-|\+-)
 |(?P<power>\*\*)
 |(?P<rel>[<>!=]=|[=<>])
-|(?P<money>\\?[$€£¥₹₽])
+|(?P<money>\\?[$€£¥₹₽¢])
 |(?P<fn>\\?(?:{"|".join(FUNCTIONS)})(?![a-z]{{2}}))
 |(?P<letters>[a-zA-Z]{{2,}}(?![_'a-zA-Z]))
 |(?P<symbol>(?:\\(?:{"|".join(SYMBOLS)})(?![a-zA-Z])
@@ -370,8 +414,11 @@ def tokenize(text, thousands):
             tokens.append(("number", re.sub(r"[^\d.]", "", found[0])))
         elif found := UNIT_FRACTION.match(text, at):  # \frac{\text{m}}{\text{s}}
             tokens += [*tokenize(found[1], False), ("/", "/"), *tokenize(found[3], False)]
-        elif found := MIXED.match(text, at):          # 1 1/2
+        elif (found := MIXED.match(text, at)) and int(found[2]) < int(found[3]):  # 1 1/2
             tokens += tokenize(rf"{found[1]}\frac{{{found[2]}}}{{{found[3]}}}", False)
+        elif (found := TEXT.match(text, at)) and found[1].isalpha() and (
+                text.startswith("(", found.end()) and before != "number"):  # \text{Var}(X)
+            tokens.append(("symbol", found[1]))
         elif found := TEXT.match(text, at):
             after_value = before in ("number", "symbol", ")", "}", "°")
             tokens += text_tokens(found[1], thousands, after_value)
@@ -416,7 +463,8 @@ def read_token(found, before, after, spaced, environments):
         case "row":
             return [(",", token) if as_rows else ("\\\\", token)]
         case "degree":
-            return [("°", token)]
+            scale = {"C": "celsius", "F": "fahrenheit", None: ""}[found["scale"]]
+            return [("°", token), *([("word", scale)] if scale else [])]
         case "prime":
             return [("'", '"' if token in ('"', "''") else "'")]
         case "plusminus":  # +- between two terms is two signs
@@ -441,7 +489,8 @@ def read_token(found, before, after, spaced, environments):
                 return [("word", token)]  # 2 h 30 min
             return [(name, symbol(token))]
         case "script":
-            return [("word", token)]
+            scales = "" if token in MEASURES else re.match("[百千万亿兆]*", token)[0]
+            return [("word", word) for word in (*scales, token[len(scales):]) if word]
         case "other" if token == "&" and environments and as_rows:
             return []
         case "other":
@@ -460,14 +509,15 @@ def symbol(token):
 
 def other_tokens(token):
     """Tokens of a command or sign."""
-    token = COMMANDS.get(token[1:], token) if len(token) > 1 else token
+    command, token = token, COMMANDS.get(token[1:], token) if len(token) > 1 else token
     if token in ("\\emptyset", "\\varnothing"):
         return [("\\{", token), ("\\}", token)]
-    if token in SEPARATORS:
-        return [SEPARATORS[token]]
+    if token in SEPARATORS or token in "∨∧":
+        return [SEPARATORS.get(token, (",", token))]
     if token in tuple("<>≤≥≠≈≡∈"):
         return [("rel", "=" if token == "≡" else token)]
-    return [("%" if token == "\\%" else token, token)]
+    token = "|" if token == "\\|" else token
+    return [("%" if token == "\\%" else token, command if token == "*" else token)]
 
 
 def text_tokens(content, thousands, after_value):
@@ -480,7 +530,10 @@ def text_tokens(content, thousands, after_value):
         return [("word", unit)]
     if re.fullmatch("[A-Z]{2,5}", unit) and not after_value:
         return [("symbol", letter) for letter in unit]
-    if re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*|\d.*", content) or NUMBER_WORD.match(unit):
+    if unit.lower() in CURRENCIES:
+        return [("word", unit)]
+    if (re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*", content) or NUMBER_WORD.match(unit)
+            or re.search(r"(?<![a-zA-Z^-])\d|[=<>]", content)):
         return tokenize(content, thousands)
     parts = re.split(r"(,|;|\band\b|\bor\b|^\s*to\s*$)", content)
     parts = filter(None, map(str.strip, parts))
@@ -498,7 +551,7 @@ def letter_tokens(run, after_space, after_word):
     if low in ("inf", "infinity", "oo"):
         return [("symbol", "\\infty")]
     is_unit = (unit in UNITS and len(unit) > 2 or unit in SHORT_UNITS or low in CURRENCIES
-               or after_space and unit in ("am", "pm", "sq", "cu"))
+               or after_space and unit in ("am", "pm", "sq", "cu", "in"))
     alphabetical = list(run) == sorted(run)  # abcd is a product
     is_word = after_space and len(run) > 3 and run.islower() and not alphabetical
     if after_word or low in SCALES or is_unit or is_word:
@@ -569,8 +622,10 @@ class Parser:
             items.pop()
         if len(items) == 1:
             return items[0]
+        if separators & {"∨", "∧"} and any(kind(x) != "rel" for x in items):
+            raise ValueError("statements")
         if all(kind(x) == "rel" and not {"=", "≈"} & {*x[1]} for x in items):
-            return ("union" if "or" in separators else "both", *items)  # x > 1 and x < 2
+            return ("union" if separators & {"or", "∨"} else "both", *items)  # x > 1 and x < 2
         return ("set" if "or" in separators else "list", *items)
 
     def relation(self):
@@ -585,6 +640,10 @@ class Parser:
             sides[-1] = ("mod", self.sum(), sides[-1])
             if bracket[0] == "(":
                 self.take(")")
+        if ops == ["="] and all(kind(side) == "tuple" for side in sides) and (
+                all(isinstance(x, str) for x in parts(sides[0]))):  # (x, y) = (1, 2)
+            pairs = zip(*map(parts, sides), strict=False)
+            return ("list", *(("rel", ("=",), name, x) for name, x in pairs))
         return ("rel", tuple(ops), *sides) if ops else sides[0]
 
     def union(self):
@@ -615,19 +674,23 @@ class Parser:
             if self.skip("^"):
                 phrase[-1] += str(self.argument())
             elif not self.skip("*"):
-                text = self.take("word", "/").lower()
-                text = text.replace("mph", "miles per hour").replace("per ", "/")
+                text = self.take("word", "/")
+                is_mega = re.match("M[A-Za-z]", text) is not None
+                if text == "k":
+                    raise ValueError("a thousand?")
+                text = text.lower().replace("mph", "miles per hour").replace("per ", "/")
                 if text == "/" and self.next == "symbol":  # km/h
                     text += self.take("symbol").lower()
+                text = re.sub(r"^m(?=(?:g|w|hz|j|pa|ev|v)$)", "mega", text) if is_mega else text
                 for word in re.findall(r"/|[^\W\d]+(?:\^?\{?-?\d)?", text):
                     if word == "/":
                         sign = "-"
                     else:
                         phrase.append(sign + word)
-        if any(map(NOT_UNITS.fullmatch, (word for word in phrase if word not in SCALES))):
-            raise ValueError("words that say more than a unit")
         while phrase and phrase[0] in SCALES:
             node = ("*", node, Fraction(SCALES[phrase.pop(0)]))
+        if phrase and not is_unit(phrase, node):
+            raise ValueError("words that may say more than a unit")
         if len(phrase) > 1 and phrase[0] in ("sq", "square", "cu", "cubic"):
             phrase[:2] = [phrase[1] + ("2" if phrase[0][0] == "s" else "3")]
         phrase = tuple(unit_name(word) for word in phrase
@@ -665,20 +728,28 @@ class Parser:
         A whole number before a proper fraction is added to it: 6\frac{1}{6}.
         """
         above, below = [self.factor()], []
+        if first_name(above[0]).startswith(OPERATORS) and self.next in FACTOR_STARTS:
+            return ("app", str(above[0]), self.term())
         while True:
             before, text = self.tokens[self.at - 1]
             if self.skip("/"):
                 below.append(self.signed())
                 while isinstance(below[-1], str) and self.next == "symbol":  # t/RC is t/(RC)
                     below.append(self.factor())
-            elif self.skip("*"):
+            elif sign := self.skip("*"):
                 above.append(self.signed())
+                if sign == "\\times" and any(isinstance(x, str) and re.match(
+                        r"\\(?:vec|hat|over)|[A-Z]$", x) for x in above[-2:]):
+                    raise ValueError("a product whose order matters")
             elif self.next == "number" and before in ("°", "'"):  # 30° 15'
                 return product(above)
             elif self.next in FACTOR_STARTS or self.next == "|" and not self.bars:
                 if self.next == before == "number":
                     raise ValueError("two numbers in a row")
                 may_be_mixed = before == "number" and text.isdigit() and self.next == "\\frac"
+                if self.next == "symbol" and self.tokens[self.at][1].startswith(OPERATORS):
+                    above.append(self.term())
+                    continue
                 factor = self.factor()
                 mixed = mixed_number(above[-1], factor) if may_be_mixed else None
                 if mixed:
@@ -699,6 +770,8 @@ class Parser:
         while True:
             if self.skip("^"):
                 node = ("^", node, self.argument())
+                if node[1:] in (("f", -1), ("g", -1)) and self.next == "(":
+                    node = ("app", node[1] + "^-1", self.base())
             elif self.skip("!"):
                 if self.next == "!":
                     raise ValueError("double factorial")
@@ -789,7 +862,10 @@ class Parser:
                 self.take("\\r" + token[2:])
                 return ("fn", token[2:], node)
             case "\\frac":
-                return quotient(self.argument(digit=True), self.argument(digit=True))
+                above, below = self.argument(digit=True), self.argument(digit=True)
+                if first_name(above) == first_name(below) in DIFFERENTIALS and below != "d":
+                    return f"d/d {(above, below)}"
+                return quotient(above, below)
             case "\\binom":
                 return ("fn", "binom", self.argument(digit=True), self.argument(digit=True))
             case "fn":
@@ -813,13 +889,13 @@ class Parser:
             x = self.base()
         except ValueError:
             x = ("event",)
-        if kind(x) == "tuple" and name[0].isupper() and not after_name:
-            return x
+        if kind(x) == "tuple" and name[0].isupper() and not after_name and name not in "NU":
+            return ("rel", ("=",), name, x)
         if isinstance(x, (str, Fraction)) or (
                 name[0] in "fg" and not after_name and kind(x) != "event"):
             return ("app", name, x)
         self.at = start
-        if name in ("P", "\\Pr", "\\mathbbP", "E", "\\mathbbE") and kind(x) != "scalar":
+        if (name in "PE" or len(name) > 1 and "_" not in name) and kind(x) != "scalar":
             event, depth = "", 0
             while not event or depth:
                 token, text = self.tokens[self.at]
@@ -839,7 +915,9 @@ class Parser:
             is_real = kind(node) == "rel" and node[1] == ("∈",) and node[3] == REALS
             if not isinstance(node, str) and not is_real:
                 raise ValueError("a set of terms")
-            node = self.values()
+            name, node = node if isinstance(node, str) else node[2], self.values()
+            if name not in nodes(node):
+                raise ValueError("a condition on something else")
         else:
             node = ("set", *both_signs(node))
         self.bars -= 1
@@ -892,7 +970,21 @@ class Parser:
                 self.take("&")
         if len({len(row) for row in rows}) > 1:
             raise ValueError("rows of different lengths")
+        if len(rows[0]) == 1 and all(kind(row[0]) == "rel" for row in rows):
+            return ("list", *(row[0] for row in rows))
         return ("matrix", len(rows[0]), *(x for row in rows for x in row))
+
+
+# Names before which an expression is no product.
+DIFFERENTIALS = ("d", "\\partial", "\\Delta")
+OPERATORS = ("\\int", "\\sum", "\\prod", "\\lim", "\\nabla")
+
+
+def first_name(x):
+    """The name with which a product begins: d of dx, \\sum of \\sum^n k; "" if there is none."""
+    while isinstance(x, tuple) and x[0] in ("*", "^"):
+        x = x[1]
+    return x if isinstance(x, str) else ""
 
 
 def is_index(x, others):
@@ -913,6 +1005,15 @@ def mixed_number(whole, part):
     return None
 
 
+def is_unit(phrase, node):
+    """Are these words a unit, or things that are counted: cm, right triangles, 元?"""
+    *_, last = (word for word in phrase if not word.startswith("-")) or [""]
+    last = re.sub(r"\W*-?\d$", "", last)
+    return not any(word in SCALES or NOT_UNITS.fullmatch(word) for word in phrase) and (
+        last in UNITS or last.removesuffix("s") in UNITS or last in MEASURES or last in PLURALS
+        or last.isascii() and (len(last) < 4 or last.endswith("s") or node == 1))
+
+
 def unit_name(word):
     """A unit's first name and power: cm1 for centimeters, s-2 for s^{-2} and for -s^2, which is how
     Parser.unit marks s^2 after a slash. Of other words, the word without its plural s."""
@@ -929,7 +1030,7 @@ def number(text):
     r"""Exact value of 12, .5, 4.5e-3 or 0.1\overline{6}."""
     if text.isdigit():
         return Fraction(int(text))
-    text, *period = re.split(r"\\\w+\s*", text)
+    text, *period = re.split(r"\\\w+\s*|\(", text)
     mantissa, *exponent = re.split("[eE]", text)
     if exponent and abs(int(exponent[0])) > 5000:
         raise ValueError("too large")
@@ -937,7 +1038,7 @@ def number(text):
     value = Fraction(mantissa.rstrip(".") or 0) * scale
     if not period:
         return value
-    digits, places = period[0].strip("{}"), len(mantissa.partition(".")[2])
+    digits, places = period[0].strip("{})"), len(mantissa.partition(".")[2])
     return value + Fraction(int(digits), (10 ** len(digits) - 1) * 10 ** places)
 
 
@@ -1087,7 +1188,9 @@ def same(a, b):
     if kinds == {"matrix"}:
         return a[1] == b[1] and same_in_order(parts(a), parts(b))
     if kinds == {"tuple", "matrix"}:  # a vector as a row or column
-        matrix = a if kind(a) == "matrix" else b
+        matrix, vector = (a, b) if kind(a) == "matrix" else (b, a)
+        if vector[1:3] != ("(", ")"):
+            return False
         columns, rows = matrix[1], len(parts(matrix)) // matrix[1]
         return 1 in (columns, rows) and same_in_order(parts(a), parts(b))
     if kinds == {"compound"}:
@@ -1109,6 +1212,9 @@ def same_ratios(a, b):
         return True
     if all(kind(x) == "ratio" and isinstance(x[2], Fraction) and x[2] >= 10 for x in (a, b)):
         return False
+    if kind(a) == kind(b) and len(a) == len(b):  # 1:2:3 and 2:4:6
+        return 0 not in (*a, *b) and all(same_numbers(("*", x, b[1]), ("*", y, a[1]))
+                   for x, y in zip(parts(a), parts(b), strict=True))
     a, b = (("/", *parts(x)) if kind(x) == "ratio" and len(parts(x)) == 2 else x for x in (a, b))
     return kind(a) == kind(b) == "scalar" and same_numbers(a, b)
 
@@ -1122,7 +1228,13 @@ def same_in_any_order(xs, ys):
     if len(xs) != len(ys):
         return False
     for x in xs:
-        match = next((i for i, y in enumerate(ys) if same_if_comparable(x, y)), None)
+        Work.spend(len(ys) // 16)
+        if x in ys:
+            ys.remove(x)
+            continue
+        Work.spend(len(ys))
+        match = next((i for i, y in enumerate(ys) if same_if_comparable(x, y)
+                      and (kind(x) == "set") == (kind(y) == "set")), None)
         if match is None:
             return False
         del ys[match]
@@ -1183,9 +1295,6 @@ def same_relations(a, b):
             and same(solved(a), solved(b)))
 
 
-OPERATORS = ("\\int", "\\sum", "\\prod", "\\lim")
-
-
 def gives(relation, x):
     """Is x what a relation states? 5 is that of x = 10/2 = 5, (3, ∞) of x > 3, 2/3 of 2/3 ≈ 0.67.
 
@@ -1201,8 +1310,12 @@ def gives(relation, x):
     if len(exact) == 1 and is_name(exact[0]):  # x ≈ 0.67
         exact = sides
     *before, value = exact
-    return same(value, x) and all(is_name(side, value) or same_if_comparable(side, value)
-                                  or in_base_10(side) == in_base_10(value) for side in before)
+    if before[:1] == ["e"]:  # the eccentricity
+        before = before[1:]
+    return same(value, x) and all(
+        is_name(side, value) or same_if_comparable(side, value)
+        or in_base_10(side) == in_base_10(value)
+        for side in before)
 
 
 def in_base_10(x):
@@ -1219,11 +1332,12 @@ def is_name(x, value=None):
     if isinstance(x, str):
         return x not in CONSTANTS and x != REALS
     match x:
-        case ("*", (str() as first) | ("^", str() as first, _), *_) if first.startswith(OPERATORS):
-            return True
         case ("^", str() as base, exponent):
-            return (base in "fg" and exponent == -1
-                    or base.isupper() and value is not None and kind(value) == "matrix")
+            if kind(value) == "matrix":
+                return base.isupper() and exponent in (-1, "T", "\\top")
+            return base in "fg" and exponent == -1
+        case ("rel", ("=",), str(), ("tuple", *_)):  # F(2, 3)
+            return True
         case ("app" | "word", *_):
             return True
         case ("+", *terms):
@@ -1266,7 +1380,13 @@ def same_sets(a, b):
     Raises ValueError if one isn't a set of reals.
     """
     MP.dps, digits = PRECISIONS[-1]
-    values = {x: inexact(evaluate(x, Point(1))).real for x in endpoints(a) + endpoints(b)}
+    ends = endpoints(a) + endpoints(b)
+    if any(map(variables, ends)):  # their order is unknown
+        return kind(a) == kind(b) == "union" and same_in_any_order(parts(a), parts(b))
+    values = {x: inexact(evaluate(x, Point(1))) for x in ends}
+    if not all(map(is_real, values.values())):
+        raise ValueError("a complex number in a set of reals")
+    values = {x: value.real for x, value in values.items()}
     # The endpoints get the places 1, 3, 5 ..., in order; the gaps around them are 0, 2, 4 ...
     places = {x: -1 if value < 0 else MP.inf for x, value in values.items() if MP.isinf(value)}
     place, last = -1, None
@@ -1274,7 +1394,10 @@ def same_sets(a, b):
         if last is None or not close(values[x], last, digits):
             place += 2
         places[x], last = place, values[x]
-    return all(contains(a, t, places) == contains(b, t, places) for t in range(place + 2))
+    inside = [[contains(x, t, places) for t in range(place + 2)] for x in (a, b)]
+    if any(kind(x) == "both" and not any(found) for x, found in zip((a, b), inside, strict=True)):
+        raise ValueError("perhaps the comma is an or")
+    return inside[0] == inside[1]
 
 
 def endpoints(x):
@@ -1353,14 +1476,16 @@ class Point(NamedTuple):
     bare: str = ""        # a unit, percent or degrees, that is left out: 50% is 50, too
 
 
-def real_points(free):
+def real_points(free, used):
     """Points with positive variables, and with each of two variables in turn negative: sqrt(ab) is
     sqrt(a) sqrt(b) unless both are. Names with a subscript, like r_0, are taken to be positive."""
     if not free:
         return [Point(0)]
-    names = sorted(name for name in map(str, free) if "_" not in name)
-    negative = [Point(i, name) for name in {*names[:1], *names[-1:]} for i in (2, 4)]
-    return [Point(0), Point(1), Point(3), *negative]
+    names = sorted(name for name in map(str, free) if "_" not in name or ("fn", "abs") in used)
+    if not used & {("fn", "root"), ("fn", "abs")}:
+        names = names[:1] + names[1:][-1:]
+    negative = [Point(i, name) for name in names[:6] for i in (2, 4)]
+    return [Point(0), Point(1), Point(3), *([Point(5)] if ("fn", "abs") in used else []), *negative]
 
 
 def same_quantities(a, b):
@@ -1372,10 +1497,13 @@ def same_quantities(a, b):
     (a_unit, x), (b_unit, y) = ((n[1], n[2]) if is_quantity(n) else ((), n) for n in (a, b))
     if a_unit and b_unit:
         all_known = {*UNITS.values()}.issuperset(word.rstrip("-123") for word in a_unit + b_unit)
+        if sorted(a_unit) == sorted(b_unit):
+            return same(x, y)
         one, other = {*a_unit}, {*b_unit}
-        if all_known:
-            return one == other and same(x, y)
-        return (one <= other or other <= one) and same(x, y)
+        # Three right triangles are three triangles, but a nautical mile is no mile.
+        return (not all_known and a_unit[-1] == b_unit[-1] and (one < other or other < one)
+                and a_unit[-1].rstrip("-123") not in UNITS.values() and same(x, y)
+                and not any("-" in word for word in one ^ other))
     if same(x, y):
         return True
     unit = (a_unit + b_unit)[0]
@@ -1397,14 +1525,17 @@ def same_numbers(a, b):
     integer_functions = {("fn", name) for name in ("factorial", "binom", "floor", "ceil")}
     discrete = bool(free) and bool(used & integer_functions)
     real = not discrete or any(x[0] in "xyztuvw" for x in free)  # the usual names of real variables
-    points = real_points(free) if real else []
+    points = real_points(free, used) if real else []
     if discrete:
         points += [Point(i, whole=True) for i in range(12)]
     # Without sums a tiny value can't be the rounding error of a difference: it must agree, too.
     relative = used <= {"*", "/", "^", "neg", "unit",
                         *(("fn", name) for name in ("root", "factorial", "binom", "abs"))}
+    bare = {"percent1"} if is_quantity(a) or is_quantity(b) else set()
+    if not any(("fn", name) in used for name in FUNCTIONS):
+        bare.add("degree1")
     readings = itertools.product((False, True) if ("fn", "log") in used else (False,),
-                                 ("", *(a_units ^ b_units) & {"percent1", "degree1"}))
+                                 ("", *(a_units ^ b_units) & bare))
     return any(all(same_at(a, b, point._replace(log10=log10, bare=bare), relative)
                    for point in points) for log10, bare in readings)
 
@@ -1454,7 +1585,7 @@ def proportional(f, g, positive):
     if not variables(f) or not variables(g):
         return False
     MP.dps, digits = PRECISIONS[-1]
-    points = real_points(variables(f) | variables(g))
+    points = real_points(variables(f) | variables(g), operations(f)[0] | operations(g)[0])
     (f0, g0), *values = [(evaluate(f, point), evaluate(g, point)) for point in points]
     if f0 == 0 or g0 == 0 or positive and (inexact(f0) / inexact(g0)).real < 0:
         return False
@@ -1502,7 +1633,7 @@ def variable(name, point):
     rng = random.Random(f"{name} {point.index}")
     if point.whole:
         return Fraction(rng.randint(1, (8, 40, 300)[point.index % 3]))
-    low, high = ((1, 9), (11, 29), (11, 29), (400, 4000), (400, 4000))[point.index]
+    low, high = ((1, 9), (11, 29), (11, 29), (400, 4000), (400, 4000), (10**6, 10**7))[point.index]
     value = Fraction(rng.randint(low << 30, high << 30), 10 << 30)
     return -value if name == point.negative else value
 

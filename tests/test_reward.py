@@ -122,6 +122,54 @@ x\equiv 3 \pmod{5} ~ x \equiv 3 (mod 5) ;; 72 ~ \text{seventy-two} ;; 1010_2 ~ 1
 DNE ~ \text{DNE} ;; \text{None} ~ none ;; \emptyset ~ \text{none} ~ \text{No real solutions}
 \text{Yes} ~ yes ;; yes ~ \text{Yes.} ;; x+1 ~ \boldsymbol{x+1}
 0.5 ~ \displaystyle\frac{1}{2} ~ \Large\frac12 ;; B ~ \mathrm{B} ~ \textbf{(B)}
+1 ~ f^{-1}(3) = 1 ;; 1/3 ~ P(A|B) = \frac{1}{3}
+\frac38 ~ P(X = 2) = \frac{3}{8} ~ P(X \ge 2) = \frac{3}{8}
+2 ~ \mathrm{Var}(X) = 2 ~ \text{Var}(X) = 2 ~ 5 + -3 ~ 5+-3 ~ 2^{nd} ~ x = 2 \text{ because } x > 0
+2 ~ \text{rank}(A) = 2
+\begin{pmatrix} 1 & 0 \\ 0 & 2 \end{pmatrix} ~ A^{-1} = \begin{pmatrix} 1 & 0 \\ 0 & 2 \end{pmatrix}
+\begin{pmatrix} 1 & 0 \\ 3 & 2 \end{pmatrix} ~ A^T = \begin{pmatrix} 1 & 0 \\ 3 & 2 \end{pmatrix}
+-5 ~ \det(A) = -5 ~ \det A = -5 ~ ---5 ;; \sqrt{5} ~ \|\mathbf{v}\| = \sqrt{5}
+12 ~ n(A \cap B) = 12 ~ \text{lcm}(4, 6) = 12 ;; \{1,2\} ~ A \cap B = \{1, 2\} ~ ｛1，2｝
+\frac13 ~ \int_0^1 x^2 \, dx = \frac{1}{3} ~ 0.(3) ;; 55 ~ \sum_{k=1}^{10} k = 55
+6 ~ \gcd(12, 18) = 6
+5 ~ F(2,3) = 5 ~ --5 ~ 5th ~ 5^{th} ~ 5^{\text{th}} ~ 5^{\text{th}} \text{ day} ~ 5元 ~ 5¢ ~ US\$5
+5 ~ 5원 ~ 5, \text{ since } x > 0 ~ 5 \text{ (since } x > 0) ~ 5千克 ~ 5千米 ~ 5平方米 ~ x＝5 ~ 5。
+5 ~ 5 \text{ 元} ~ 5人 ~ \color{red}{5} ~ \textcolor{red}{5} ~ {\color{blue} 5} ~ \therefore 5 ~ ∴ 5
+5 ~ **5** ~ *5* ~ **x = 5** ~ \large 5 ~ `5` ~ "5" ~ 5 \checkmark ~ 5 \blacksquare ~ \Rightarrow 5
+5 ~ \implies x = 5 ~ \rightarrow 5 ~ \colorbox{yellow}{5} ~ \ensuremath{5} ~ \text{x = 5}
+5 ~ \operatorname{tr}(A) = 5 ~ \mathrm{tr}(A) = 5 ;; 42 ~ 52_8 = 42 ;; 8 ~ 5 - -3 ;; x+y ~ x - -y
+-3 ~ -+3 ;; -1 ~ 1 - + 2 ;; 3 + -2i ~ 3 - 2i ;; 30°15'20" ~ 30^\circ 15' 20''
+\frac{180}{7}^\circ ~ \frac{180^\circ}{7} ;; 20^\circ C ~ 20℃
+y^{\prime\prime} + y = 0 ~ y'' + y = 0 ;; 21st ~ 21^{\text{st}}
+3 ~ 3^\text{rd} ~ \text{Im}(z) = 3 ~ \deg f = 3 ;; \frac15 ~ 1/5th ;; 100 ~ 100th ~ one hundred
+11 ~ 11th ;; 500 ~ ₹500 ~ 500円 ~ 500 руб ~ Rs. 500 ~ 500 Rs ;; 5 feet 6 inches ~ 5 ft 6 in
+9:30am ~ 9:30\text{ AM} ;; 9:00 a.m. ~ 9 AM ;; k\pi, k\in\mathbb{Z} ~ k\pi \ (k \in \mathbb{Z})
+n\pi, n \in \mathbb{Z} ~ n\pi \text{ where } n \text{ is an integer}
+n\pi ~ n\pi, \text{ where n is an integer}
+\frac{\pi}{4} + k\pi ~ \frac{\pi}{4} + k\pi \quad (k \in \mathbb{Z})
+x=1, y=2 ~ \begin{cases} x = 1 \\ y = 2 \end{cases} ~ \begin{array}{l} x = 1 \\ y = 2 \end{array}
+x=1, y=2 ~ \left\{\begin{array}{l} x = 1 \\ y = 2 \end{array}\right. ~ x = 1 \\ y = 2
+(1,2) ~ \begin{cases} x = 1 \\ y = 2 \end{cases} ~ A(1,2) ~ A'(1,2) ~ （１，２）
+x=1,y=2 ~ \begin{aligned} x &= 1 \\ y &= 2 \end{aligned}
+(x,y) = (1,2) ~ \begin{align*} x &= 1 \\ y &= 2 \end{align*}
+(1, 3) ~ \begin{cases} x > 1 \\ x < 3 \end{cases}
+(1, 2) ~ \begin{gathered} x = 1 \\ y = 2 \end{gathered} ;; (1,2), (3,4) ~ A(1,2), B(3,4)
+(1, 0.5) ~ P\left(1, \frac12\right) ;; (-1,0),(1,0) ~ F_1(-1,0), F_2(1,0)
+(0,1) ~ ]0,1[ ~ (0,1[ ~ ]0; 1[ ;; [0,1) ~ [0,1[ ~ [0，1） ;; (0,1] ~ ]0,1] ;; x \le 2 ~ ]-\infty, 2]
+(0,1) \cup (2,3) ~ ]0,1[ \cup ]2,3[ ;; [0,2] \setminus \{1\} ~ [0,1[ \cup ]1,2]
+(0, \frac{1}{2}) ~ \left]0, \frac12\right[ ;; 0 < x < 1 ~ x \in ]0,1[ ;; (2,\infty) ~ ]2,+\infty[
+[a,b) ~ [a, b[ ;; 3 \text{ to } 4 ~ 3:4 ~ \frac{3}{4} ;; 3:4 ~ 3 to 4 ~ 3∶4 ~ 3：4 ~ 3 \colon 4
+2:4:6 ~ 1:2:3 ;; x \equiv 8 \pmod 5 ~ x \equiv 3 \pmod{5}
+3 \pmod 5 ~ x \equiv -2 \pmod 5 ~ 3 \bmod 5 ~ 3 mod 5 ;; 3 \pmod{5} ~ 3 (mod 5)
+x \equiv 3 \pmod{5} ~ x ≡ 3 (mod 5) ~ x \equiv 3 \mod 5 ;; n \equiv 3 \pmod 2 ~ n \equiv 1 \pmod{2}
+x \equiv 3 \pmod 5 ~ x \equiv 3 \ (\text{mod } 5)
+21 ~ twenty-one ~ Twenty one ~ \text{twenty-one} ;; 1101_2 ~ 1101_{\text{two}}
+31_5 ~ 31_{\text{five}} ;; 512 ~ five hundred twelve ;; 105 ~ one hundred and five ;; 24 ~ two dozen
+2000000 ~ two million ;; 2:1 ~ two to one ;; 10\% ~ ten percent ;; 50000 ~ 5万 ~ 5万元 ~ 5\text{万}
+3000 ~ 3千 ;; 3,4,5 ~ 3、4、5 ;; 4、3 ~ 3、4 ;; (5,\infty) ~ x＞5 ;; 50\% ~ ５０％
+3, 4 ~ 3或4 ~ 3和4 ~ x=3或x=4 ~ 3；4 ;; \text{does not exist} ~ DNE ;; \emptyset ~ \text{None}
+Yes ~ yes ;; \frac12 ~ \left.\frac12\right. ;; 0.5 ~ \Large{\frac12}
+x \equiv 1,4 \pmod 5 ~ x \equiv 1,4 \pmod{5} ;; no ~ No
 """
 DIFFERENT = r"""
 135108 ~ 108,135 ;; 6 ~ 2 3 ;; 100000000000000000000 ~ 100000000000000000001 ;; 0.5 ~ 50 ~ 0.05
@@ -183,6 +231,54 @@ k\pi ~ k\pi, k \in \mathbb{N} ;; (2,1) ~ \begin{cases} x=1\\ y=2\end{cases} ~ P(
 [0,1] ~ ]0,1[ ;; 4:3 ~ 3:4 ;; x \equiv 4 \pmod{5} ~ x \equiv 3 \pmod{5}
 x \equiv 3 \pmod{7} ~ x \equiv 3 \pmod{5} ;; 1010 ~ 1010_{\text{two}} ;; 1,2,4 ~ 1、2、3 ;; no ~ yes
 0 ~ DNE ~ none ;; C ~ \mathbf{B}
+5 ~ -x = 5 ~ y = 2x + 1 = 5 ~ 5\text{ feet 6 inches} ~ 5 \text{ k} ~ 5 \text{ quadrillion}
+5 ~ 5 \text{ fewer} ~ 5 \text{ dozens} ~ 5 dozens ~ 5 \text{ tens} ~ 5 \text{ hundreds}
+5 ~ 5 thousands ~ 5 \text{ millions} ~ 5 \text{ lakh} ~ 5 crore ~ 5 \text{ bn} ~ 5 \text{ grand}
+5 ~ 5 \text{ per thousand} ~ 5 \text{ permille} ~ 5 \text{ remainder 2} ~ 5 \text{ R2}
+5 ~ 5 \text{ millones} ~ 5 \text{ Millionen} ~ 5 \text{ cannot be} ~ 5 \text{ minutes before noon}
+5 ~ 5 \text{ impossible} ~ 5 \text{ choose 2} ~ 5 \text{ myriads} ~ 5 \text{ couples}
+5 ~ 5 \text{ trios} ~ 5 \text{ to 6} ~ 5 \text{ through 9} ~ 5 \text{ inclusive of 6}
+x ~ \frac{d}{dx} x^2 ;; \frac{y}{x} ~ \frac{dy}{dx} ~ \frac{\Delta y}{\Delta x}
+\frac{V}{t} ~ \frac{dV}{dt} ;; \frac{f}{x} ~ \frac{\partial f}{\partial x}
+\frac{y}{x} = 2 ~ \frac{dy}{dx} = 2 ;; 6 ~ x = 5 = 6 ~ 2 + 3 = 6 ~ x = 2y = 6 ~ 2.(3)
+0.67 ~ \frac{2}{3} \approx 0.67 ;; 1.41 ~ x = \sqrt{2} \approx 1.41 ;; 3.14 ~ \pi \approx 3.14
+\frac15 ~ P = \frac{6}{36} = \frac{1}{5} ;; 8 ~ f(3) = 2(3)+1 = 8
+27\pi ~ V = \frac{4}{3}\pi (3)^3 = 27\pi ;; 31.4 ~ 10\pi \approx 31.4
+9 ~ m + n = 3 + 5 = 9 ~ 9 AM ;; 1000 ~ 2^{10} = 1024 \approx 1000 ;; \pi ~ \frac{22}{7} \approx \pi
+20^\circ F ~ 20^\circ C
+2 ~ 2 \text{ to the 5th power} ~ 2 \text{ hours 30 minutes} ~ 2 \text{ score}
+2 ~ 2 \text{ to the fifth} ;; €5 ~ £5 ;; 12 \text{ cm} ~ 12 \text{ cm square}
+5 \text{ miles} ~ 5 \text{ nautical miles} ;; 5 \text{ years} ~ 5 \text{ light years}
+5 \text{ hours} ~ 5 \text{ kilowatt hours} ~ 5 \text{ person-hours}
+5 \text{ kW} ~ 5 \text{ kW}\cdot\text{h} ;; 5 \text{ MW} ~ 5 \text{ mW}
+5 \text{ MHz} ~ 5 \text{ mHz} ;; 5 \text{ mg} ~ 5 \text{ Mg} ;; 5 \text{ Pa} ~ 5 \text{ Pa s}
+5 \text{ ounces} ~ 5 \text{ fluid ounces} ;; 5 \text{ dollars} ~ 5 \text{ Canadian dollars}
+5 \text{ m} ~ 5 \text{ m} \cdot \text{m}
+3 ~ 3 \text{ sevenths} ~ 3\text{-fold} ~ 3 fold ~ 3 \text{ out of 5} ~ 3 \text{ by 4} ~ 3\text{ x 4}
+3 ~ 3 \text{ groups of 4} ~ 3 \text{ over 4}
+101 ~ 101 \text{ in binary} ~ 101 \text{ in base 2} ~ 101 \text{ (binary)} ;; 1 ~ 1 \text{ in 5}
+0.3 ~ 9:30 AM ;; 0 ~ 0 \text{ for all } x \text{ except } x = 1 ~ 0.(3)
+f(x) = x ~ f(x) = x \text{ for all } x > 0 ;; f(x) = 0 ~ f(x) = 0 \text{ for all } x \neq 1
+x^2 ~ x^2 \text{ for all } x > 0 ;; 4 ~ 4 \text{ for every odd } n ;; x=1, y=2 ~ (y,x) = (1,2)
+False, True ~ True, False ;; \text{No, Yes} ~ \text{Yes, No}
+\text{false, true, true} ~ \text{true, false, true}
+A ~ A.C ~ A. 3 B. 5 ~ A) 3; B) 5 ~ A: B ~ A) incorrect
+(\text{Bob}, \text{Alice}) ~ (\text{Alice}, \text{Bob}) ;; \{0\} \cup \{2\} ~ \{i\} \cup \{2\}
+\{1\} ~ \{1+i\} \cup \{1-i\} ;; z \ne 0 ~ z \ne \pm i
+(-\infty,\infty) ~ (-\infty, b) \cup (a, \infty) ;; \mathbb{R} ~ (-\infty, m) \cup (n, \infty)
+\vec{b} \times \vec{a} ~ \vec{a} \times \vec{b} ;; \vec{a} \cdot \vec{b} ~ \vec{a} \times \vec{b}
+g \circ f ~ f \circ g ;; p \lor q ~ p \land q ;; p \vee q ~ p \wedge q ;; \{r\} ~ \{R\}
+GMmr ~ GMmR ;; abcd ~ abCd ;; 1, 2, \ldots, n ~ 1, 2, \ldots, N ;; 0.6 ~ 0.1(6) ;; 7.5 ~ 5 3/2
+\{1,2\} ~ \{\{1\},\{2\}\} ~ \{1, \{2\}\} ;; \begin{pmatrix} 1 \\ 2 \end{pmatrix} ~ (1,2] ~ [1,2]
+\emptyset ~ x < 1, x > 3 ;; (3, \infty) ~ \{y \mid x > 3\}
+2 \prod_{k=1}^{n} k ~ \prod_{k=1}^{n} 2k ;; -\prod_{i=1}^n a_i ~ \prod_{i=1}^n (-a_i)
+k \sum_{k=1}^{n} k ~ \sum_{k=1}^{n} k^2 ;; x^2 \int dx ~ \int x^2 dx
+t \int_0^x dt ~ \int_0^x t dt ;; x_1 ~ |x_1| ;; xyz ~ x|y|z ;; abc ~ a\sqrt{b^2}c
+1000-x ~ |x-1000| ;; 30 \text{ joules} ~ 30 \text{ joules per second}
+30 \text{ people} ~ 30 \text{ people per hour} ;; 5 \text{ acre feet} ~ 5 \text{ acres}
+\text{decreasing, increasing} ~ \text{increasing, decreasing} ;; B \times A ~ A \times B
+\{\{1,2\},3\} ~ \{\{1,2\},\{3\}\} ;; \frac{y}{x^2} d ~ \frac{d^2y}{dx^2}
+\frac{\sin x}{x} ~ \frac{d}{dx} \sin x ;; f \nabla ~ \nabla f
 """
 
 
@@ -213,7 +309,7 @@ def test_the_table_in_docs():
     (1, "1200", ["1,200", "$1,200.00", "**1200**", "1000 + 200 = 1200", "1200. It was 1100."]),
     (1, "-18", ["−18", "**-18**"]), (1, "3/4", ["3/4", "\\frac34", "0.75"]),
     (0, "72", ["5\n#### 72", "-72", "720", "72.5", "72/2", "72.5/2", "72.5e3", "72^2", "72,000/3",
-               "", "two", "72 + 1 = 73", "72 thousand", "1:12", "72, 73", "**", "* 72 *"])])
+               "", "two", "72 + 1 = 73", "72 thousand", "1:12", "72, 73", "**"])])
 def test_gsm8k(expected, answer, numbers):
     """The number after the first `####` counts, also in a truncated response."""
     for number in numbers:
