@@ -334,8 +334,8 @@ UNITS = {alias: names.split()[0]  # each name of a unit: the unit's first name
 # Units of two letters that are units also outside \text; others may be products: 3 mg.
 SHORT_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz", "yr", "oz"}
 CURRENCIES = {"$": "dollar", "¢": "cent", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee",
-              "₽": "ruble", "usd": "dollar", "eur": "euro", "gbp": "pound", "rs": "rupee", "inr": "rupee",
-              "cny": "yuan", "rmb": "yuan"}
+              "₽": "ruble", "usd": "dollar", "eur": "euro", "gbp": "pound", "rs": "rupee",
+              "inr": "rupee", "cny": "yuan", "rmb": "yuan"}
 # Words after a value that change it, as a unit doesn't.
 NOT_UNITS = re.compile(r"""(?:squared|cubed|factorial|half|halves|quarters?|plus|minus|times|less
     |more|greater|least|most|below|above|negative|positive|doubled?|tripled?|divided|root|pi
