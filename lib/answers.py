@@ -154,6 +154,7 @@ LOOKS = re.compile(rf"""(?<!\\)\$ | \\[()]
     | \\(?:[bB]igg?[lrm]?|(?:display|text|script)style|(?:no)?limits|underline|rm|bf|it|sf|tt
       |math(?:bf|it|sf|tt|normal|cal|scr|frak|op)|boldsymbol|bm|pmb|boxed|fbox|ensuremath
       |tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])
+    | ^\s*(?:\\text\s*\{{)?\s*(?:[Tt]he\ )?(?:[Ff]inal\ )?(?:[Aa]nswer(?:\ is)?|答案):?\s(?:\s*\}})?
     | ^\s*\\(?:therefore|implies|Rightarrow|rightarrow)(?![a-zA-Z])
     | \\(?:(?:text)?color(?:box)?|[hv]space|label|tag)\*?\s*{GROUP}
     | \\[hv]?phantom\s*(?:{GROUP}|.)
@@ -181,10 +182,20 @@ NUMBER_WORDS = {word: n for n, word in enumerate(ONES)} | {
     for n, one in [(0, ""), *((n, sign + ONES[n]) for n in range(1, 10) for sign in "- ")]}
 HUNDREDS = re.compile(rf"\b({'|'.join(ONES[1:10])}) hundred(?: and)? "
                       rf"({'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})\b")
-MEANINGS = {(text,): meaning for texts, meaning in (  # answers in words, as words() returns them
-    ("no solution, no solutions, no real solution, no real solutions, empty set, none", r"\{\}"),
-    ("all real numbers, all reals", r"\mathbb{R}"), ("infinity", r"\infty"))
-    for text in texts.split(", ")} | {(word,): str(n) for word, n in NUMBER_WORDS.items()}
+PARTS = "half third quarter fifth sixth seventh eighth ninth tenth".split()
+MEANINGS = {text: meaning for texts, meaning in (  # answers in words: the same in symbols
+    ("no solution, no solutions, no real solution, no real solutions, empty set, none, 无解",
+     r"\{\}"),
+    ("all real numbers, all reals", r"\mathbb{R}"), ("infinity, infinite", r"\infty"))
+    for text in texts.split(", ")} | {
+    f"{sign}{word}": f"{'-' * bool(sign)}{n}" for word, n in NUMBER_WORDS.items()
+    for sign in ("", "negative ", "minus ")} | {
+    f"{ONES[n]}{gap}{part}{'s' * (n > 1)}": rf"\frac{{{n}}}{{{d}}}" for n in range(1, 10)
+    for d, part in enumerate(PARTS, 2) for gap in " -"}
+MEANINGS = {(text,): meaning for text, meaning in MEANINGS.items()}  # as words() returns them
+# Words of which a list has an order: answers to several questions.
+VERDICTS = set("""yes no true false increasing decreasing positive negative even odd left right up
+down""".split())
 
 
 @lru_cache(256)  # every sample of a prompt is compared with the same answer
@@ -249,8 +260,8 @@ def words(text):
     r"""(words of an answer, whether it is surely text and no formula).
 
     (("even",), True) for \text{Even}; (None, False) for 2x, which isn't made of words. A comma,
-    "and" or "or" separates words. Only the order of single letters doesn't matter. Letters surely
-    are words if they are in \text or are four or more.
+    "and" or "or" separates words, whose order doesn't matter unless they answer several questions.
+    Letters surely are words if they are in \text or are four or more.
     """
     bare = re.sub(r"^\s*\{(.*?)\}\s*$", r"\1", TEXT.sub(r" \1 ", text))
     if re.fullmatch(r"\S*[a-z][A-Z]\S*|[A-Z]{2,}[a-z]\S*", bare):  # GMmR
@@ -263,15 +274,14 @@ def words(text):
     items = ["does not exist" if item in ("dne", "doesn't exist") else item for item in items]
     was_wrapped = bare != text and "\\mathrm" not in text  # in \text{} or \{\}
     looks_like_text = re.search(r"[^\W\d_]{4}|^\(?[a-zA-Z]\)$|^[A-Z]{3}$", bare)
-    if {*items} <= {"yes", "no", "true", "false"}:
-        return tuple(items), True
     is_function = re.fullmatch(f"(?:{'|'.join(FUNCTIONS)})[a-z]?", bare)
     if NUMBER_WORD.match(items[0]):
         return tuple(items), False
     items = [item for item in items if item]
-    if max(map(len, items), default=0) == 1:  # letters of choices
+    if not VERDICTS & {*items} and not bare.strip().startswith("("):
         items.sort()
-    return tuple(items), bool(was_wrapped or looks_like_text and not is_function)
+    return tuple(items), bool(was_wrapped or VERDICTS & {*items}
+                              or looks_like_text and not is_function)
 
 
 def choice(text):
@@ -367,7 +377,7 @@ TOKEN = re.compile(rf"""
 |(?P<based>(?:\((?P<in_brackets>\d[\dA-F]*)\)|\{{(?P<in_braces>\d[\dA-F]*)\}}
      |(?P<digits>\d+(?![\d.])|\d*\.\d+(?!\d)|\d[\dA-F]*(?=_\{{?1[1-6])))
    (?:_\{{?\s*{IN_TEXT}\(?\s*(?P<base>\d+|[a-z]+)\s*\)?\s*\}}{{0,2}}   # 12_5  12_{{\text{{five}}}}
-     |\s*{IN_TEXT}\(?base\ (?P<base_>\d+|[a-z]+)\)?{OUT}))
+     |\s*{IN_TEXT}\(?base\s*(?:\}}\s*)?(?P<base_>\d+|[a-z]+)\)?{OUT}))
 |(?P<ordinal>(?P<nth>\d+)\s*(?:\^\s*)?\{{?\s*{IN_TEXT}(?:st|nd|rd|th)\b[\s}}]*)
 |(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)))        # 12  .5
    (?:[eE][+-]?\d+                                              # 1e5
@@ -460,6 +470,8 @@ def read_token(found, before, after, spaced, environments):
             return [("{", "{") if environments[-1] else (name, environment)]
         case "end":
             return [("}", "}") if environments and environments.pop() else (name, token)]
+        case "row" if as_rows and re.match(r"&?\s*=", after):  # x &= 2 + 3 \\\\ &= 5
+            return []
         case "row":
             return [(",", token) if as_rows else ("\\\\", token)]
         case "degree":
@@ -481,6 +493,8 @@ def read_token(found, before, after, spaced, environments):
         case "letters":
             return letter_tokens(token, spaced or before == "}", before == "word")
         case "symbol":
+            if token == "\\deg" and before == "number":
+                return [("°", token)]
             if token in "xX" and before == "number" and re.match(r"10\s*\^", after):  # 3 x 10^8
                 return [("*", token)]
             if token == "U" and before in (")", "]") and after[:1] in ("(", "[", "\\"):
@@ -528,10 +542,10 @@ def text_tokens(content, thousands, after_value):
     is_unit = unit.lower() in UNITS and unit not in ("e", "i")
     if is_unit and (after_value or unit.islower()):
         return [("word", unit)]
-    if re.fullmatch("[A-Z]{2,5}", unit) and not after_value:
-        return [("symbol", letter) for letter in unit]
     if unit.lower() in CURRENCIES:
         return [("word", unit)]
+    if re.fullmatch("[A-Z]{2,5}", unit) and not after_value:
+        return [("symbol", letter) for letter in unit]
     if (re.fullmatch(r"\s*[a-zA-Z]?\s*|[^a-zA-Z]*", content) or NUMBER_WORD.match(unit)
             or re.search(r"(?<![a-zA-Z^-])\d|[=<>]", content)):
         return tokenize(content, thousands)
@@ -1198,9 +1212,9 @@ def same(a, b):
     if kinds == {"mod"}:  # 3 and 8 are the same modulo 5
         steps = evaluate(("/", ("+", a[2], negative(b[2])), a[1]), Point(0))
         return same(a[1], b[1]) and isinstance(steps, Fraction) and steps.denominator == 1
-    if kinds == {"ratio", "time"}:
-        ratio, time = (a, b) if kind(a) == "ratio" else (b, a)
-        return parts(ratio) == time[1:3]
+    if kinds == {"ratio", "time"}:  # 9:30 and 21:30 for 9:30 p.m.
+        ratio, (_, hour, minute, half) = (a, b) if kind(a) == "ratio" else (b, a)
+        return parts(ratio) in ((hour, minute), (hour % 12 + 12 * (half == "p"), minute))
     if kinds == {"ratio"} or kinds == {"ratio", "scalar"}:
         return same_ratios(a, b)
     return kinds == {"scalar"} and same_numbers(a, b)
@@ -1312,6 +1326,8 @@ def gives(relation, x):
     *before, value = exact
     if before[:1] == ["e"]:  # the eccentricity
         before = before[1:]
+    if kind(value) == "mod":  # 7^100 = 1 (mod 5)
+        before = [("mod", value[1], side) for side in before if not is_name(side)]
     return same(value, x) and all(
         is_name(side, value) or same_if_comparable(side, value)
         or in_base_10(side) == in_base_10(value)

@@ -98,7 +98,7 @@ x\le 3 ~ x ⩽ 3 ;; (2,1) ~ x=2,y=1 ;; \begin{pmatrix}3\\4\end{pmatrix} ~ (3,4) 
 \{1,2,3\} ~ A \cup B = \{1,2,3\}
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ~ A^T = \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
 (x+1)^2 ~ x^2+2x+1=(x+1)^2 ;; 45 ~ \angle ABC = 45^\circ ;; 45^\circ ~ m\angle ABC = 45^\circ
-12 ~ \text{Area} = 12 ~ 12 元 ~ 12 个 ~ \text{twelve}
+12 ~ \text{The answer is } 12 ~ \text{Area} = 12 ~ 12 元 ~ 12 个 ~ \text{twelve}
 \frac{22}{7} ~ \frac{22}{7} \approx 3.14 ~ x = \frac{22}{7} \approx 3.14 ;; \pi ~ \pi \approx 3.14
 3.14 ~ x \approx 3.14 ;; 3 ~ x = --3 ~ 3^{rd} ;; \pm 3 ~ x=+-3 ;; -1 ~ 2+-3 ;; -6 ~ 2 \cdot -3
 30 ~ 30^\circ ;; 30^\circ 15' ~ 30^{\circ}15' ;; 30^\circ ~ \frac{\pi}{6}
@@ -218,7 +218,7 @@ k\pi, k\in\mathbb{N} ~ k\pi, k\in\mathbb{Z} ;; x \ge 1, x \ne 2 ~ x > 1 ;; 12_5 
 27 ~ x^3 = 27 ;; 10 ~ 2x = 10 ~ x + 3 = 10 ~ 1010_{\text{two}} ;; 4 ~ \sqrt{x} = 4 ~ 4 \text{ score}
 5 ~ -x = 5 ~ x = \frac{10}{3} = 5 ~ 5 ft 6 in ~ 5 \text{ quintillion} ~ 5 \text{ hundredths}
 5 ~ \text{half of } 5 ~ \text{not } 5 ~ \text{at least } 5 ~ \text{about } 5 ~ 5 \text{ or less}
-5 ~ minus 5 ;; (x-1)^2 ~ x^2+2x+1=(x+1)^2 ;; 12 ~ \text{The answer is } 12
+5 ~ minus 5 ;; (x-1)^2 ~ x^2+2x+1=(x+1)^2
 3.14 ~ \frac{22}{7} \approx 3.14
 2 ~ 1 = 2 ~ 5 - -3 ~ 2 \text{ dozen} ~ x = 2 \text{ or } x = 3 ~ 2, if x > 0
 6 ~ 2 + 3 = 6 ~ 5th ~ five ;; 30^\circ 45' ~ 30^\circ 15' ;; 30^\circ ~ 30^\circ 15'
