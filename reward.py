@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lib.answers
+import lib.latex
 from lib.answers import is_equivalent, last_boxed
 
 answer_limit = 2.0         # seconds that grading one answer may take; most take 0.0001
@@ -89,12 +90,12 @@ def one_line(error):
 
 
 def fingerprint(rows):
-    """SHA-256 of the code that grades these data rows: this file, lib/answers.py, the task files.
+    """SHA-256 of the code that grades these data rows: this file, lib/{answers,latex}.py, tasks.
 
     When it changes, stage 1 grades its samples again. Raises what load_task() raises.
     """
     tasks = [load_task(name) for name in sorted({row["task"] for row in rows})]
-    files = [__file__, lib.answers.__file__, *(task.__file__ for task in tasks)]
+    files = [__file__, lib.answers.__file__, lib.latex.__file__, *(task.__file__ for task in tasks)]
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import lib.answers
 import lib.distributed
+import lib.latex
 import reward
 from bench import pairs
 from lib.files import read_jsonl
@@ -626,11 +627,11 @@ def test_task_files_that_are_wrong(source, message, tmp_path):
 
 
 def test_the_fingerprint_covers_all_code_that_grades(task, tmp_path, monkeypatch):
-    """It changes with reward.py, lib/answers.py and the file of each task in the rows."""
+    """It changes with reward.py, lib/{answers,latex}.py and the file of each task in the rows."""
     rows = [{"task": "math"}, {"task": task}, {"task": "math"}]
     before = reward.fingerprint(rows)
     assert reward.fingerprint(rows[:0:-1]) == before != reward.fingerprint(rows[:1])
-    for module in (reward, lib.answers, load_task("math"), load_task(task)):
+    for module in (reward, lib.answers, lib.latex, load_task("math"), load_task(task)):
         changed = tmp_path / "changed.py"
         changed.write_text(Path(module.__file__).read_text() + "#")
         with monkeypatch.context() as patch:
