@@ -6,9 +6,10 @@ if nvidia-smi -L >/dev/null 2>&1; then
     exec python -m pytest -q --durations=8 tests "$@"
 fi
 # Four processes of pytest on two cores, each with one thread: many tests wait for what they have
-# started. A file stays in one process, the longest comes first, and the fixture `base` of
-# tests/conftest.py is made once for all.
+# started. A file stays in one process. The first one makes the fixture `base` of tests/conftest.py
+# for all; those that follow don't need it.
+first=$(echo tests/test_{distributed,reward,algorithm,model,kills,shared_engine,stages}.py)
 TEST_BASE=$(mktemp -d)
 trap 'rm -r "$TEST_BASE"' EXIT
 TEST_BASE=$TEST_BASE OMP_NUM_THREADS=1 python -m pytest -q --durations=8 -n 4 --dist loadfile \
-    --no-loadscope-reorder tests/test_{distributed,kills,shared_engine,stages}.py tests "$@"
+    --no-loadscope-reorder $first tests "$@"
