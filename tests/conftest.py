@@ -183,9 +183,7 @@ def base(tmp_path_factory):
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "out/arithmetic/values.pt").exists():
-            with pytest.MonkeyPatch.context() as m:
-                m.setenv("OMP_NUM_THREADS", "2")  # other tests wait for it
-                run("prepare.py", cwd=folder)
+            run("prepare.py", cwd=folder)
             run("estimate_value.py", "--max_prompts=256", cwd=folder)
     return folder
 
