@@ -1,6 +1,6 @@
 r"""How right and how fast is reward.py, compared with Math-Verify, and with the paper's grader,
-which compares strings? In one process and one run, on the pairs of bench/pairs.py and the tables
-of tests/test_reward.py.
+which compares strings? In one process and one run, on the pairs of bench/pairs.py, the tables of
+tests/test_reward.py, and bench/answers.txt, which was written to break it.
 
     python bench/grader.py [data folder]    # about five minutes
 """
@@ -84,5 +84,6 @@ if __name__ == "__main__":
     built = pairs.pairs(folder)
     compare_graders(built)
     compare_graders([("table", *pair) for pair in table(EQUAL, True) + table(DIFFERENT, False)])
+    compare_graders(pairs.written_to_break_it())
     grade_a_batch(built)
     find_worst_hostile_input()

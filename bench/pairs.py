@@ -8,6 +8,7 @@ import random
 import re
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 from reward import last_boxed
 
@@ -231,6 +232,13 @@ def pairs(folder, every=1):
             texts = [text for text in dict.fromkeys(texts) if text.strip() != answer.strip()]
             out += [(name, text, answer, equal) for text in rng.sample(texts, min(3, len(texts)))]
     return out
+
+
+def written_to_break_it():
+    """The lines of bench/answers.txt: whether they are equal @@ prediction @@ answer."""
+    lines = Path(__file__).with_name("answers.txt").read_text().splitlines()
+    rows = [line.split(" @@ ") for line in lines if " @@ " in line]
+    return [("", prediction, answer, equal == "1") for equal, prediction, answer in rows]
 
 
 def math_verify(prediction, answer):

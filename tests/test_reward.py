@@ -19,6 +19,7 @@ import lib.distributed
 import lib.latex
 import reward
 from bench import pairs
+from bench.pairs import written_to_break_it
 from lib.files import read_jsonl
 from reward import is_equivalent, last_boxed, load_task
 
@@ -293,6 +294,14 @@ def table(text, expected):
     ("", "", False), ("", "0", False), (" ", " ", False), ("$$", "$$ $$", False)])
 def test_tables(a, b, expected):
     assert is_equivalent(a, b) is expected and is_equivalent(b, a) is expected
+
+
+def test_pairs_written_to_break_it():
+    """Of 983, ten wrong answers are taken and 33 right ones are refused: never more."""
+    verdicts = Counter((equal, is_equivalent(a, b), is_equivalent(b, a))
+                       for _, a, b, equal in written_to_break_it())
+    assert verdicts.total() == 983 and {(x, x) for _, x, _ in verdicts} >= {v[1:] for v in verdicts}
+    assert verdicts[False, True, True] <= 10 and verdicts[True, False, False] <= 33
 
 
 def test_the_table_in_docs():
