@@ -168,6 +168,8 @@ def sympy_forms(text):
     if not letters or re.search(r"[^-+\d()a-zA-Z^]|[a-zA-Z]\(|[ei]|\d\^", plain):
         return []
     plain = re.sub(r"(?<=[\da-zA-Z)])(?=[a-zA-Z(])", "*", plain.replace("^", "**"))
+    # sympify runs Python. What comes here are sums and products of single letters and integers: the
+    # test above lets no name, call, attribute or quote through.
     formula = sympy.sympify(plain, {c: sympy.Symbol(c) for c in letters})
     forms = [sympy.expand(formula), sympy.factor(formula),
              sympy.expand(formula + sympy.Symbol(letters[0])) - sympy.Symbol(letters[0]),

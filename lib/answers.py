@@ -25,8 +25,8 @@ from functools import lru_cache, reduce
 from typing import NamedTuple
 
 from lib.latex import (CONSTANTS, DECIMAL, FUNCTIONS, INFINITY, MEANINGS, REALS, UNITS, Work,
-                       as_text, choice, is_quantity, kind, negative, nodes, normalise, parse, parts,
-                       rebuilt, variables, words)
+                       as_text, choice, is_quantity, is_vector, kind, negative, nodes, normalise,
+                       parse, parts, rebuilt, variables, words)
 
 import mpmath
 
@@ -117,7 +117,7 @@ def same(a, b):
             return False
         return same_in_order(parts(a), parts(b))
     if kinds == {"tuple", "list"}:  # a tuple without its brackets
-        return (("(", ")") in (a[1:3], b[1:3]) and in_order(a) and in_order(b)
+        return ((is_vector(a) or is_vector(b)) and in_order(a) and in_order(b)
                 and same_in_order(parts(a), parts(b)))
     if kinds == {"list"} and bool(labels(a)) != bool(labels(b)):  # x = 2, y = 1 is 2, 1, not 1, 2
         return in_order(a) and in_order(b) and same_in_order(parts(a), parts(b))
@@ -129,10 +129,9 @@ def same(a, b):
         return a[1] == b[1] and same_in_order(parts(a), parts(b))
     if kinds == {"tuple", "matrix"}:  # a vector as a row or column
         matrix, vector = (a, b) if kind(a) == "matrix" else (b, a)
-        if vector[1:3] != ("(", ")"):
-            return False
         columns, rows = matrix[1], len(parts(matrix)) // matrix[1]
-        return 1 in (columns, rows) and same_in_order(parts(a), parts(b))
+        return (is_vector(vector) and 1 in (columns, rows)
+                and same_in_order(parts(a), parts(b)))
     if kinds == {"compound"}:
         return same_in_order(parts(a), parts(b))
     if kinds == {"mod"}:  # 3 and 8 are the same modulo 5
@@ -254,10 +253,8 @@ def gives(relation, x):
         before = before[1:]
     if kind(value) == "mod":  # 7^100 = 1 (mod 5)
         before = [("mod", value[1], side) for side in before if not is_name(side)]
-    return same(value, x) and all(
-        is_name(side, value) or same_if_comparable(side, value)
-        or in_base_10(side) == in_base_10(value)
-        for side in before)
+    return same(value, x) and all(is_name(side, value) or same_if_comparable(side, value)
+                                  or in_base_10(side) == in_base_10(value) for side in before)
 
 
 def in_base_10(x):
@@ -419,8 +416,10 @@ class Point(NamedTuple):
 
 
 def real_points(free, used):
-    """Points with positive variables, and with each of two variables in turn negative: sqrt(ab) is
-    sqrt(a) sqrt(b) unless both are. Names with a subscript, like r_0, are taken to be positive."""
+    """Points with positive variables, and with one variable at a time negative: sqrt(ab) is
+    sqrt(a) sqrt(b) unless both are. used: what is computed; without roots and absolute values the
+    first and the last variable are enough. Names with a subscript, like r_0, are taken to be
+    positive, but not in an absolute value."""
     if not free:
         return [Point(0)]
     names = sorted(name for name in map(str, free) if "_" not in name or ("fn", "abs") in used)
@@ -433,17 +432,16 @@ def real_points(free, used):
 def same_quantities(a, b):
     """Two values, at least one of which has a unit; 50% is 50 and 0.5, 90 degrees are 90 and pi/2.
 
-    One may lack the unit. Two must have the same unit; where not all words are units, the words of
-    one must be among the other's: 3 right triangles, 3 triangles.
+    One may lack the unit. Two must have the same unit; of things that are counted, the words of one
+    must be among the other's: 3 right triangles, 3 triangles.
     """
     (a_unit, x), (b_unit, y) = ((n[1], n[2]) if is_quantity(n) else ((), n) for n in (a, b))
     if a_unit and b_unit:
-        all_known = {*UNITS.values()}.issuperset(word.rstrip("-123") for word in a_unit + b_unit)
         if sorted(a_unit) == sorted(b_unit):
             return same(x, y)
         one, other = {*a_unit}, {*b_unit}
         # Three right triangles are three triangles, but a nautical mile is no mile.
-        return (not all_known and a_unit[-1] == b_unit[-1] and (one < other or other < one)
+        return (a_unit[-1] == b_unit[-1] and (one < other or other < one)
                 and a_unit[-1].rstrip("-123") not in UNITS.values() and same(x, y)
                 and not any("-" in word for word in one ^ other))
     if same(x, y):

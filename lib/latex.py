@@ -225,7 +225,8 @@ def as_text(text):
 COMMANDS = {alias: kept for kept, *aliases in map(str.split, r"""
 \frac dfrac tfrac cfrac sfrac nicefrac
 \binom dbinom tbinom
-| lvert rvert vert mid
+| lvert rvert vert mid |
+% %
 \{ lbrace
 \} rbrace
 [ lbrack
@@ -267,9 +268,10 @@ CURRENCIES = {"$": "dollar", "¢": "cent", "€": "euro", "£": "pound", "¥": "
               "inr": "rupee", "cny": "yuan", "rmb": "yuan"}
 # Words after a value that change it, as a unit doesn't.
 NOT_UNITS = re.compile(r"""(?:squared|cubed|factorial|half|halves|quarters?|plus|minus|times|less
-    |more|greater|least|most|below|above|negative|positive|doubled?|tripled?|divided|root|pi
-    |dozens|tens|hundreds|thousands|couples?|trios?|myriads?|groups?|sets?|bn|mn|grand|fold
-    |fewer|lakhs?|crores?|out|by|to|over|r\d*|remainder|be|can|cannot|may|must|infinity|not|no|is|are|does|false|wrong|incorrect|undefined|if|when|where|for|mod|except|or
+    |more|fewer|greater|least|most|below|above|negative|positive|doubled?|tripled?|divided|root
+    |pi|infinity|dozens|tens|hundreds|thousands|couples?|trios?|myriads?|groups?|sets?|bn|mn|grand
+    |fold|lakhs?|crores?|out|by|to|over|r\d*|remainder|be|can|cannot|may|must|not|no|is|are|does
+    |false|wrong|incorrect|undefined|if|when|where|for|mod|except|or
     |(?:third|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand
     |\w+illion)th)s?|\w+ill(?:i?on(?:s|es|en)?)|\w+fold|score|gross|pairs?|半)""", re.VERBOSE)
 MEASURES = set("""元 円 원 角 美元 个 人 只 本 张 岁 年 月 天 日 米 厘米 分米 毫米 千米 公里
@@ -449,8 +451,7 @@ def other_tokens(token):
         return [SEPARATORS.get(token, (",", token))]
     if token in tuple("<>≤≥≠≈≡∈"):
         return [("rel", "=" if token == "≡" else token)]
-    token = "|" if token == "\\|" else token
-    return [("%" if token == "\\%" else token, command if token == "*" else token)]
+    return [(token, command if token == "*" else token)]
 
 
 def text_tokens(content, thousands, after_value):
@@ -459,9 +460,7 @@ def text_tokens(content, thousands, after_value):
     if unit in FUNCTIONS:
         return [("fn", unit)]
     is_unit = unit.lower() in UNITS and unit not in ("e", "i")
-    if is_unit and (after_value or unit.islower()):
-        return [("word", unit)]
-    if unit.lower() in CURRENCIES:
+    if is_unit and (after_value or unit.islower()) or unit.lower() in CURRENCIES:
         return [("word", unit)]
     if re.fullmatch("[A-Z]{2,5}", unit) and not after_value:
         return [("symbol", letter) for letter in unit]
@@ -573,10 +572,10 @@ class Parser:
             sides[-1] = ("mod", self.sum(), sides[-1])
             if bracket[0] == "(":
                 self.take(")")
-        if ops == ["="] and all(kind(side) == "tuple" for side in sides) and (
-                all(isinstance(x, str) for x in parts(sides[0]))):  # (x, y) = (1, 2)
-            pairs = zip(*map(parts, sides), strict=False)
-            return ("list", *(("rel", ("=",), name, x) for name, x in pairs))
+        if ops == ["="] and all(is_vector(side) for side in sides):
+            names, xs = map(parts, sides)
+            if len(names) == len(xs) and all(isinstance(x, str) for x in names):  # (x, y) = (1, 2)
+                return ("list", *(("rel", ("=",), *pair) for pair in zip(names, xs, strict=True)))
         return ("rel", tuple(ops), *sides) if ops else sides[0]
 
     def union(self):
@@ -795,10 +794,7 @@ class Parser:
                 self.take("\\r" + token[2:])
                 return ("fn", token[2:], node)
             case "\\frac":
-                above, below = self.argument(digit=True), self.argument(digit=True)
-                if first_name(above) == first_name(below) in DIFFERENTIALS and below != "d":
-                    return f"d/d {(above, below)}"
-                return quotient(above, below)
+                return quotient(self.argument(digit=True), self.argument(digit=True))
             case "\\binom":
                 return ("fn", "binom", self.argument(digit=True), self.argument(digit=True))
             case "fn":
@@ -1006,6 +1002,11 @@ def is_quantity(x):
     return isinstance(x, tuple) and x[0] == "unit"
 
 
+def is_vector(x):
+    """Whether a tree is a tuple in round brackets."""
+    return isinstance(x, tuple) and x[:3] == ("tuple", "(", ")")
+
+
 def parts(x):
     """The trees in a tree."""
     return x[HEAD_LENGTH.get(x[0], 1):] if isinstance(x, tuple) else ()
@@ -1048,8 +1049,7 @@ def product(factors):
         return factors[0]
     if any(kind(x) == "word" for x in factors):
         raise ValueError("words in a formula")
-    matrices = [x for x in factors
-                if kind(x) == "matrix" or kind(x) == "tuple" and x[1:3] == ("(", ")")]
+    matrices = [x for x in factors if kind(x) == "matrix" or is_vector(x)]
     if len(matrices) == 1:
         others = [x for x in factors if x is not matrices[0]]
         return rebuilt(matrices[0], lambda entry: product([*others, entry]))
@@ -1057,7 +1057,9 @@ def product(factors):
 
 
 def quotient(a, b):
-    """Quotient of trees; a matrix is divided entry by entry."""
+    """Quotient of trees; a matrix is divided entry by entry. dy/dx is a name, not y/x."""
+    if first_name(a) == first_name(b) in DIFFERENTIALS and not isinstance(b, str):
+        return f"d/d {(a, b)}"
     return rebuilt(a, lambda x: quotient(x, b)) if kind(a) == "matrix" else ("/", a, b)
 
 

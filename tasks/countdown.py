@@ -21,8 +21,19 @@ def attempts(numbers):
     for order in permutations(numbers):
         for signs in product(OPERATIONS, repeat=COUNT - 1):
             expression = str(order[0]) + "".join(map("{}{}".format, signs, order[1:]))
-            found.setdefault(eval(expression), expression)  # our own text, never a response
+            found.setdefault(value(order, signs), expression)
     return found
+
+
+def value(numbers, signs):
+    """Of the numbers with the signs between them: products first."""
+    terms = [numbers[0]]
+    for sign, number in zip(signs, numbers[1:], strict=True):
+        if sign == "*":
+            terms[-1] *= number
+        else:
+            terms.append(number if sign == "+" else -number)
+    return sum(terms)
 
 
 def problem(rng, split):

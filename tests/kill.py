@@ -24,6 +24,7 @@ from conftest import command, environment, metrics_of, run, what_counts
 
 SMALL = ("--batch_size=32", "--mini_batch_size=16", "--eval_prompts=16", "--eval_every=2",
          "--save_every=2")
+APO = ("train_apo.py", *SMALL, "--max_steps=6")
 
 
 def torchrun(script, *args, processes=2, cwd):

@@ -8,13 +8,13 @@ from model import Qwen2
 import pytest
 import torch
 from conftest import assert_same_evaluation, assert_same_training, cpu_only, run
-from kill import SMALL, disturb, output_of, torchrun, wait_until
+from kill import APO, disturb, output_of, torchrun, wait_until
 
 pytestmark = [cpu_only, pytest.mark.slow]
 STAGE_1 = ("estimate_value.py", "--max_prompts=256", "--out=out/new")
 EVALUATE = ("evaluate.py", "--model=data/arithmetic/model", "--max_prompts=33",
             "--samples_per_prompt=3", "--kl_to=other")
-TRAIN = [("train_apo.py", *SMALL, "--max_steps=6"), *(
+TRAIN = [APO, *(
     (f"baselines.{name}", f"--batch_size={size}", f"--mini_batch_size={size // 2}",
      "--eval_prompts=16", "--max_steps=3")
     for name, size in (("grpo", 8), ("rebel", 16), ("ppo", 32)))]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import cpu_only, run, what_counts
-from kill import SMALL, output_of, torchrun
+from kill import APO, output_of, torchrun
 
 pytestmark = [cpu_only, pytest.mark.slow]
-APO = ("train_apo.py", *SMALL, "--max_steps=6")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")

@@ -4,10 +4,9 @@ import shutil
 
 import pytest
 from conftest import cpu_only, run
-from kill import SMALL, assert_equal_runs, disturb, output_of, steps_of, torchrun, wait_until
+from kill import APO, assert_equal_runs, disturb, output_of, steps_of, torchrun, wait_until
 
 pytestmark = [cpu_only, pytest.mark.slow]
-APO = ("train_apo.py", *SMALL, "--max_steps=6")
 
 
 def test_killed_and_continued(workdir):

@@ -5,10 +5,9 @@ import shutil
 
 import pytest
 from conftest import assert_same_evaluation, assert_same_training, cpu_only, run
-from kill import SMALL, disturb, output_of, torchrun, wait_until
+from kill import APO, disturb, output_of, torchrun, wait_until
 
 pytestmark = [cpu_only, pytest.mark.slow]
-APO = ("train_apo.py", *SMALL, "--max_steps=6")
 EVALUATE = ("evaluate.py", "--model=data/arithmetic/model", "--max_prompts=33",
             "--samples_per_prompt=3", "--kl_to=data/arithmetic/model")
 
