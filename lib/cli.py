@@ -54,21 +54,21 @@ def configure(script, base=None, without=()):
 def constants_of(path, is_preset=False):
     """{name: value} of the numbers, strings and booleans that a file assigns to lower-case names at
     its top level. Nothing is executed. Exits with one line if a preset has anything else."""
-    found, number = {}, 0
+    mistake = "a preset has only lines of name = a number, string or boolean"
     try:
-        for node in ast.parse(Path(path).read_text()).body:
-            number = node.lineno
-            try:
-                [name], value = [target.id for target in node.targets], ast.literal_eval(node.value)
-            except (AttributeError, ValueError):  # no assignment, to several, or of an expression
-                if is_preset:
-                    raise SyntaxError from None
-            else:
-                if is_preset or name.islower() and isinstance(value, bool | int | float | str):
-                    found[name] = value
+        body = ast.parse(Path(path).read_text()).body
     except SyntaxError as e:
-        exit_with_error(f"{path}, line {e.lineno or number}: a preset has only lines of name = a "
-                        "number, string or boolean")
+        exit_with_error(f"{path}, line {e.lineno}: {mistake}")
+    found = {}
+    for node in body:
+        try:
+            [name], value = [target.id for target in node.targets], ast.literal_eval(node.value)
+        except (AttributeError, ValueError):  # no assignment, to several names, of an expression
+            if is_preset:
+                exit_with_error(f"{path}, line {node.lineno}: {mistake}")
+        else:
+            if is_preset or name.islower() and isinstance(value, bool | int | float | str):
+                found[name] = value
     return found
 
 

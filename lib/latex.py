@@ -574,7 +574,7 @@ class Parser:
                 self.take(")")
         if ops == ["="] and all(is_vector(side) for side in sides):
             names, xs = map(parts, sides)
-            if len(names) == len(xs) and all(isinstance(x, str) for x in names):  # (x, y) = (1, 2)
+            if all(isinstance(x, str) for x in names):  # (x, y) = (1, 2)
                 return ("list", *(("rel", ("=",), *pair) for pair in zip(names, xs, strict=True)))
         return ("rel", tuple(ops), *sides) if ops else sides[0]
 

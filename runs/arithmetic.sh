@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on the arithmetic task: two to four minutes on two CPU cores, no download but
+# The whole pipeline on the arithmetic task: two to six minutes on two CPU cores, no download but
 # the packages.
 source "$(dirname "$0")/setup.sh"
 

@@ -172,6 +172,7 @@ x \equiv 3 \pmod 5 ~ x \equiv 3 \ (\text{mod } 5)
 3, 4 ~ 3或4 ~ 3和4 ~ x=3或x=4 ~ 3；4 ;; \text{does not exist} ~ DNE ;; \emptyset ~ \text{None}
 Yes ~ yes ;; \frac12 ~ \left.\frac12\right. ;; 0.5 ~ \Large{\frac12}
 x \equiv 1,4 \pmod 5 ~ x \equiv 1,4 \pmod{5} ;; no ~ No
+1 ~ 1 apple ~ 1 dollar
 """
 DIFFERENT = r"""
 135108 ~ 108,135 ;; 6 ~ 2 3 ;; 100000000000000000000 ~ 100000000000000000001 ;; 0.5 ~ 50 ~ 0.05
@@ -197,7 +198,7 @@ A ~ B ~ \text{(A) or (B)} ;; \text{two points} ~ \text{two lines} ;; \text{(A)} 
 \text{(C)} ~ (C)^2 ;; 1, 2, 3 ~ 1, 2, 3, ... ;; 32349 ~ 32, 349 ;; 2021 ~ \pm 2021 ;; 1,1,2 ~ 1,2,2
 \{1,2,3\} ~ \{1,2\} ;; (A) ~ (A) and (B) ~ (A), (C) ~ (A) is wrong ;; 1234 ~ (1,234) ;; 1,4 ~ [1,4]
 {1,3} ~ (3,1) ;; (5,6) ~ 5 or 6 ;; [0,1) ~ [0,1] ~ -[0,1) ~ 0,1 ;; [3,4] ~ (3,4) ;; -\infty ~ \infty
-(1,2) ~ (x,y)=(1,2,3) ~ (x,y)=[1,2] ;; y/x ~ dy/dx
+(1,2) ~ (x,y)=(1,2,3) ~ (x,y)=[1,2] ;; y/x ~ dy/dx ;; 1 ~ 1 lakh ~ 1 crore ~ 1 half ~ 1 dozen
 (1,2),(3,4) ~ (1,2),(4,3) ~ (1,2)\cup(3,4) ;; (0,1)\cup(2,4) ~ (0,1)\cup(2,3) ;; (0,1] ~ (0,1)
 (-1,3) ~ (0,\infty)\cap(-1,3) ;; (1,2) ~ (2,1) ~ (1,2,3) ~ 1,3 ~ b=1, a=2 ~ x=1 or x=2 ~ -(1,2)
 5 ~ 5 \text{ or } 6 ~ \infty ~ x=5=6 ~ 5ab ~ 5a ~ 5 x ~ -5 ~ 5.0001 ~ ? ~ 5 \text{ or more}
