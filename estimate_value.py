@@ -28,9 +28,9 @@ from lib.cli import check, check_settings, configure, one_line_errors
 from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sampling_seed, subset,
                       task_name, versions)
 from lib.distributed import all_gather, rank, run_stage, set_activity
-from lib.files import atomic_file, write_jsonl
-from lib.samples import (PARTS, describe, push_responses, read_published, read_samples,
-                         sample)
+from lib.files import atomic_file, lock, write_jsonl
+from lib.samples import (PARTS, PROMPT_SETTINGS, describe, push_responses, read_published,
+                         read_samples, sample)
 from lib.weights import fingerprint
 from model import open_model
 
@@ -46,6 +46,7 @@ push_to_hub = ""                 # upload the responses in these columns, to nam
 max_prompts = 0                  # use a random subset of this many prompts; 0: all
 max_prompt_tokens = 0            # leave longer prompts out; 0: the model's context is the limit
 chat_template = False            # wrap prompts in the model's template, for instruct models
+chat_template_kwargs = ""        # the template's arguments, such as {"enable_thinking": false}
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
 beta1 = 0.5                      # small: near the largest reward; large or 0: the mean; < 0: V* = 0
@@ -119,7 +120,7 @@ def print_summary(values, seconds, tokens):
     if not values["rewards"].any():
         print("  warning: no prompt was ever solved, so stage 2 has nothing to learn from. Compare "
               "responses.jsonl with what the reward asks for: where the final answer has to be, "
-              "and whether a response has to end by itself")
+              "whether a response has to end by itself, and whether the task's answers are bare")
 
 
 def main(args):
@@ -130,13 +131,15 @@ def main(args):
         check(args.temperature > 0, f"--temperature={args.temperature} must be above 0")
         path, config, tokenizer = open_model(args.model)
         all_rows = load_prompts(args.task, "train", tokenizer, args.max_prompt_tokens,
-                                config.max_position_embeddings - args.max_response_tokens,
-                                args.chat_template)
+                                config.max_position_embeddings, args.max_response_tokens,
+                                args.chat_template, args.chat_template_kwargs)
+        lock(folder)
         meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows),
                 "reward": reward.fingerprint(all_rows), "temperature": args.temperature,
                 "max_response_tokens": args.max_response_tokens, "dtype": args.dtype,
                 "seed": args.seed, "beta1": args.beta1, "task": args.task,
-                "model_name": args.model, "versions": versions()}
+                "model_name": args.model, "versions": versions(),
+                **{name: getattr(args, name) for name in PROMPT_SETTINGS}}
         if args.responses_from:  # no seed: these samples are not continued by ours
             meta |= {"seed": args.responses_from, "keep_rewards": args.keep_rewards}
         samples = read_samples(folder, meta) if rank == 0 else {}

@@ -28,10 +28,10 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
                       task_name)
 from lib.distributed import (all_gather, all_reduce_sum, device, rank, restart_timer, run_stage,
                              set_activity, stop_requested, world_size)
-from lib.files import atomic_file, read_json, write_jsonl
-from lib.samples import Response, read_parts, sample
+from lib.files import atomic_file, lock, read_json, write_jsonl
+from lib.samples import PROMPT_SETTINGS, Response, read_parts, sample
 from lib.tables import results_folder, results_table
-from lib.weights import find_model, fingerprint, read_weights
+from lib.weights import find_model, fingerprint, read_weights, stop_ids
 from model import Qwen2, open_model
 
 import numpy as np
@@ -43,6 +43,7 @@ samples_per_prompt = 8        # for avg@k and pass@k; 0: greedy only
 max_prompts = 0               # use a random subset of this many prompts; 0: all
 max_prompt_tokens = 0         # leave longer prompts out; 0: the model's context is the limit
 chat_template = False         # wrap prompts in the model's template, for instruct models
+chat_template_kwargs = ""     # the template's arguments, such as {"enable_thinking": false}
 max_response_tokens = 32      # longer responses are truncated
 temperature = 1.0             # of the samples
 show = 0                      # print this many wrong greedy responses to each task
@@ -123,21 +124,29 @@ class Job(NamedTuple):
 
 
 def make_jobs(args, name, tasks):
-    """([Job of each task], config, tokenizer) of a model. Raises OSError or ValueError."""
+    """([Job of each task], what models must share to be evaluated together) of a model. Raises
+    OSError or ValueError."""
     path, config, tokenizer = open_model(name)
+    lock(results_folder(name))
     read_json(os.path.join(results_folder(name), "eval.json"))  # an error now, not after hours
+    trained = read_json(os.path.join(path, "training.json")).get("constants", {})
+    for setting in PROMPT_SETTINGS[:2]:
+        if trained.get(setting, getattr(args, setting)) != getattr(args, setting):
+            print(f"warning: {name} was trained with {setting} = {trained[setting]!r}, here it is "
+                  f"{getattr(args, setting)!r}")
     model_fingerprint, jobs = fingerprint(path), []
     for t in tasks:
         rows = load_prompts(t, "test", tokenizer, args.max_prompt_tokens,
-                            config.max_position_embeddings - args.max_response_tokens,
-                            args.chat_template)
+                            config.max_position_embeddings, args.max_response_tokens,
+                            args.chat_template, args.chat_template_kwargs)
         reward.fingerprint(rows)  # loads their tasks: an error now, too
         greedy = {"model": model_fingerprint, "prompts": fingerprint_prompts(rows),
                   "max_response_tokens": args.max_response_tokens, "dtype": args.dtype}
         samples = greedy | {"temperature": args.temperature, "seed": args.seed}
         jobs.append(Job(name, path, task_name(t), subset(rows, args.max_prompts, seed=0),
                         {"greedy": greedy, "samples": samples}))
-    return jobs, config, tokenizer
+    print_first_prompt(jobs[0].rows, tokenizer)
+    return jobs, (config, stop_ids(path, tokenizer))
 
 
 def collect(args, job, kind, k, engine_with):
@@ -244,17 +253,18 @@ def main(args):
     names, tasks = ([x.strip() for x in several.split(",")] for several in (args.model, args.task))
     with one_line_errors():  # everything is checked before the first model is sampled
         check_settings(args.dtype, max_response_tokens=args.max_response_tokens, tp=args.tp)
+        check(args.temperature > 0 or not args.samples_per_prompt,
+              f"--temperature={args.temperature}: it is that of the samples, which would all be "
+              "the greedy response; for that alone, set --samples_per_prompt=0")
         check(args.samples_per_prompt or not args.kl_to,
               "--kl_to needs --samples_per_prompt of 1 or more")
         other = find_model(args.kl_to) if args.kl_to else None
-        jobs, config, tokenizer = make_jobs(args, names[0], tasks)
+        jobs, shared = make_jobs(args, names[0], tasks)
         for name in names[1:]:
-            more, its_config, its_tokenizer = make_jobs(args, name, tasks)
-            check((its_config, its_tokenizer.eos_token_id) == (config, tokenizer.eos_token_id),
-                  f"{name} has another shape or end-of-text token than {names[0]}; evaluate them "
-                  "one at a time")
+            more, its = make_jobs(args, name, tasks)
+            check(its == shared, f"{name} has another shape than {names[0]}, or other tokens that "
+                  "end a response; evaluate them one at a time")
             jobs += more
-    print_first_prompt(jobs[0].rows, tokenizer)
     longest = max(len(row["tokens"]) for job in jobs for row in job.rows)
     engine, loaded = None, None
 
@@ -267,7 +277,7 @@ def main(args):
                 engine = Engine(path, args.dtype, longest + args.max_response_tokens,
                                 args.gpu_memory_utilization, args.tp)
         elif engine.asleep or path != loaded:
-            engine.sync(read_weights(path, config.tie_word_embeddings))
+            engine.sync(read_weights(path, engine.tied))
         loaded = path
         return engine
 

@@ -16,13 +16,14 @@ heads, E head size, F feed-forward size, V vocabulary, N tokens whose log-probab
 import inspect
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from typing import NamedTuple
 
 from lib.cli import check
 from lib.distributed import cuda, device, rank, world_size
-from lib.weights import check_weights, find_model, read_weights
+from lib.weights import check_weights, find_model, read_weights, weight_files
 
 import torch
 import torch.nn as nn
@@ -71,11 +72,17 @@ class Config:
         rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         layers = set(d.get("layer_types") or ["full_attention"])
+        architectures = d.get("architectures") or []
+        check("quantization_config" not in d, "quantised weights can't be trained: take the "
+              "original model")
         for name, supported in (("model_type", d.get("model_type", "qwen2") in ("qwen2", "qwen3")),
+                                ("architectures", all("CausalLM" in a for a in architectures)),
                                 ("hidden_act", d.get("hidden_act", "silu") == "silu"),
                                 ("attention_bias", not d.get("attention_bias", False)),
                                 ("layer_types", layers == {"full_attention"}),
                                 ("use_sliding_window", not d.get("use_sliding_window", False)),
+                                ("dual_chunk_attention_config",
+                                 not d.get("dual_chunk_attention_config")),
                                 ("rope_scaling", rope_type == "default")):
             check(supported, f"{name} = {d.get(name, rope)!r} is not a Qwen2.5 or Qwen3 that "
                   "model.py implements")
@@ -440,6 +447,8 @@ class Qwen2(nn.Module):
         with open(os.path.join(path, "config.json"), "w") as f:
             json.dump(config, f, indent=2)
         save_torch_state_dict(weights, path, max_shard_size="5GB")
+        for file in weight_files(path):  # it keeps them from other users
+            shutil.copymode(os.path.join(path, "config.json"), file)
 
 
 def check_checkpoint(path):
@@ -458,7 +467,13 @@ def open_model(path_or_hub_name):
     """
     from transformers import AutoTokenizer  # takes seconds to import
     path = find_model(path_or_hub_name)
-    config, tokenizer = Config.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    config = Config.from_pretrained(path)
+    check({"tokenizer.json", "vocab.json", "tokenizer.model"} & {*os.listdir(path)},
+          f"{path}: no tokenizer there (tokenizer.json); copy the files of its base model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as e:  # transformers and tokenizers raise whatever they meet
+        raise ValueError(f"{path}: its tokenizer doesn't open ({type(e).__name__}: {e})") from e
     check(len(tokenizer) <= config.vocab_size,
           f"{path}: the tokenizer has {len(tokenizer)} entries, the model's vocabulary only "
           f"{config.vocab_size}; they don't belong together")

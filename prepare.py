@@ -12,22 +12,24 @@ A task is a file in tasks/, or yours: tasks/countdown.py shows how to write one.
 defines pretraining_batch a base model is made, too: a Qwen2.5 with 1M parameters, pretrained here
 in a minute.
 """
+import json
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 from lib.base_model import BASE_MODEL, byte_tokenizer, pretrain
 from lib.cli import check, configure, one_line_errors
 from lib.data import task_name
 from lib.distributed import device, run_stage, world_size
-from lib.files import atomic_dir, read_jsonl, write_jsonl
+from lib.files import atomic_dir, lock, read_jsonl, write_jsonl
 from model import Config, Qwen2
-from reward import load_task, one_line
+from reward import gsm8k, last_boxed, load_task, math, one_line
 
 import torch
 
 task = "arithmetic"     # a file in tasks/, a benchmark of tasks/math.py, a path; or several
-source = ""             # a .jsonl file, or a folder: see source_rows; empty: the task's own rows
+source = ""             # a file, or a folder: see source_rows; empty: the task's own rows
 reward = ""             # for rows of your own in `source`: the task that grades them
 seed = 0
 base_steps = 500        # steps of pretraining a small base model; 0: data only
@@ -38,26 +40,72 @@ def source_rows(source, name, splits, seed):
     """{split: rows} of a task, from a local file or folder.
 
     In a folder they are in <task>/<split>.jsonl or <split>.jsonl; a benchmark, which has a test
-    split only, is in <task>/test.jsonl or <task>.jsonl. A single file is the split that its name
-    begins with; otherwise a random tenth of its rows, at most 500, is held out as the test split.
+    split only, is in <task>/test.jsonl or <task>.jsonl. Of a single file a random tenth of the
+    rows, at most 500, is held out as the test split.
     """
     if os.path.isfile(source):
-        rows = read_jsonl(source, ())
-        for split in splits:
-            if os.path.basename(source).startswith(split) or len(splits) == 1:
-                return {split: rows}
+        rows = read_rows(source)
+        if len(splits) == 1:
+            return {splits[0]: rows}
         chosen = random.Random(seed).sample(range(len(rows)), min(-(-len(rows) // 10), 500))
         return {"train": [row for i, row in enumerate(rows) if i not in set(chosen)],
                 "test": [rows[i] for i in chosen]}
     found = {}
     for split in splits:
         # A benchmark doesn't take <split>.jsonl, which may be another task's.
-        files = [f"{name}/{split}.jsonl", f"{split if len(splits) > 1 else name}.jsonl"]
+        names = (os.path.join(name, split), split if len(splits) > 1 else name)
+        files = [f"{name}{ending}" for name in names for ending in (".jsonl", ".json", ".parquet")]
         there = [file for file in files if os.path.isfile(os.path.join(source, file))]
         if not there:
-            raise FileNotFoundError(f"--source={source}: neither {' nor '.join(files)} is there")
-        found[split] = read_jsonl(os.path.join(source, there[0]), ())
+            raise FileNotFoundError(f"--source={source}: neither {names[0]}.jsonl nor "
+                                    f"{names[1]}.jsonl is there (.json and .parquet do as well)")
+        found[split] = read_rows(os.path.join(source, there[0]))
     return found
+
+
+def read_rows(path):
+    """The rows of a file: .parquet, .jsonl, or .json with either lines or one list."""
+    try:
+        if path.endswith(".parquet"):
+            from pyarrow.parquet import read_table
+            rows = read_table(path).to_pylist()
+        elif path.endswith(".json") and Path(path).read_bytes().lstrip()[:1] == b"[":
+            rows = json.loads(Path(path).read_bytes())
+        else:
+            rows = read_jsonl(path, ())
+    except ValueError as e:
+        raise ValueError(f"{path} can't be read: {e}") from None
+    for number, row in enumerate(rows, 1):
+        check(isinstance(row, dict), f"{path}, row {number}: no object with names and values, but "
+              f"{str(row)[:50]}")
+    return rows
+
+
+def own_row(row, bare=True):
+    """A data row of a user's row, which has "prompt" and "answer", or verl's columns.
+
+    The prompt may be a list of one message; the answer a number, a list or null. bare: if the
+    answer, or "solution" where it is missing, is a whole solution, take the final answer out of it.
+    """
+    prompt = row["prompt"]
+    answer = row["reward_model"]["ground_truth"] if "reward_model" in row else row["answer"]
+    if isinstance(prompt, list):
+        check(len(prompt) == 1, f"the prompt has {len(prompt)} messages, one is expected")
+        prompt = prompt[0]["content"]
+    if bare and str(answer).startswith('["'):  # a list as text
+        answer = json.loads(answer)
+    if isinstance(answer, list):
+        answer = ", ".join(map(str, answer))
+    answer = "" if answer is None else str(answer)
+    if bare:
+        answer = final_answer(answer) or answer or final_answer(row.get("solution") or "") or ""
+    return row | {"prompt": prompt, "answer": answer}
+
+
+def final_answer(solution):
+    """What is after the last ####, or in the last box; None if there is neither."""
+    return (solution.rpartition("####")[2].strip() if "####" in solution
+            else last_boxed(solution))
 
 
 def task_rows(module, name, split):
@@ -67,29 +115,43 @@ def task_rows(module, name, split):
     except Exception as e:  # the task file has a fault, or it can't reach the hub
         raise ValueError(f"{name}: rows({split!r}) raised {one_line(e)}. If it needs the hub, "
                          "--source=<a folder or file with its rows> does not") from e
-
-
-def write_split(name, split, originals, graded_by, row=dict):
-    """Write data/<name>/<split>.jsonl. graded_by: the task whose reward grades it; row: makes a
-    data row of an original one."""
-    rows = []
+def data_rows(name, split, originals, graded_by, row=dict):
+    """The rows of data/<name>/<split>.jsonl. graded_by: the task whose reward grades them; row:
+    makes a data row of an original one. Raises ValueError, naming the row, if one is wrong."""
+    rows, ids, dropped = [], set(), []
     for i, original in enumerate(originals):
+        where = f"{name}: row {i + 1} of {split}"
         try:
-            new = row(original)
+            new = {"id": f"{name}/{split}/{i}"} | row(original) | {"task": graded_by}
             for key in ("prompt", "answer"):
-                check(isinstance(new[key], str),
-                      f"{name}: row {i + 1} of {split}: {key} = {new[key]!r} is not a string")
+                check(isinstance(new[key], str), f"{key} = {new[key]!r} is not a string")
+                new[key].encode()  # raises ValueError for half of a surrogate pair
         except KeyError as e:
-            raise ValueError(f"{name}: row {i + 1} of {split} has no {e} in it, only "
-                             f"{', '.join(original)}") from None
-        rows.append({"id": f"{name}/{split}/{i}", "task": graded_by} | new | {"task": graded_by})
-    kept = [row for row in rows if row["answer"]]
-    check(kept, f"{name}: the {split} split has no rows")
-    path = f"data/{name}/{split}.jsonl"
-    write_jsonl(path, kept)
-    dropped = len(rows) - len(kept)
-    print(f"{path}: {len(kept):,} prompts"
-          + (f" ({dropped} dropped: no answer to grade by)" if dropped else ""))
+            raise ValueError(f"{where} has no {e} in it, only {', '.join(original)}") from None
+        except Exception as e:
+            text = e if isinstance(e, ValueError) else one_line(e)
+            raise ValueError(f"{where}: {text}") from None
+        new["id"] = str(new["id"])
+        check(new["id"] not in ids, f"{where}: id {new['id']!r} was used before")
+        ids.add(new["id"])
+        if new["answer"]:
+            rows.append(new)
+        else:
+            dropped.append(i + 1)
+    if dropped:
+        print(f"{name}, {split}: {len(dropped)} dropped: no answer to grade by (the first is row "
+              f"{dropped[0]})")
+    check(rows, f"{name}: the {split} split has no rows")
+    return rows
+
+
+def write_splits(name, splits):
+    """Write data/<name>/<split>.jsonl of {split: data rows}."""
+    lock(os.path.join("data", name))
+    for split, rows in splits.items():
+        path = f"data/{name}/{split}.jsonl"
+        write_jsonl(path, rows)
+        print(f"{path}: {len(rows):,} prompts")
 
 
 def make_base_model(name, pretraining_batch, steps, seed):
@@ -110,10 +172,12 @@ def main(args):
     check(world_size == 1, "prepare.py runs in one process: start it with python")
     if args.reward:
         check(args.source, "--reward is for your own rows: set --source to their file or folder")
-        load_task(args.reward)
+        bare = load_task(args.reward).reward in (gsm8k, math)  # others may read more of an answer
         name = Path(args.source).stem
-        for split, rows in source_rows(args.source, name, ("train", "test"), args.seed).items():
-            write_split(name, split, rows, args.reward)
+        found = source_rows(args.source, name, ("train", "test"), args.seed)
+        write_splits(name, {split: data_rows(name, split, rows, args.reward,
+                                             partial(own_row, bare=bare))
+                            for split, rows in found.items()})
         return
     benchmarks = load_task("math").BENCHMARKS
     names = [name.strip() for name in args.task.split(",")]
@@ -121,17 +185,19 @@ def main(args):
     check(len(names) == 1 or not os.path.isfile(args.source),
           f"--source={args.source} is one file, but --task={args.task} names several tasks")
     for name, module in modules.items():
-        splits = ("test",) if name in benchmarks else ("train", "test")
+        splits, graded_by = ("train", "test"), name
+        if name in benchmarks:
+            splits, graded_by = ("test",), "math"
         if args.source:
             found = source_rows(args.source, name, splits, args.seed)
         else:
             found = {split: task_rows(module, name, name if name in benchmarks else split)
                      for split in splits}
-        for split, rows in found.items():
-            write_split(task_name(name), split, rows, "math" if name in benchmarks else name,
-                        getattr(module, "row", dict) if args.source else dict)
+        row, name = getattr(module, "row", dict) if args.source else dict, task_name(name)
+        write_splits(name, {split: data_rows(name, split, rows, graded_by, row)
+                            for split, rows in found.items()})
         if hasattr(module, "pretraining_batch") and args.base_steps:
-            make_base_model(task_name(name), module.pretraining_batch, args.base_steps, args.seed)
+            make_base_model(name, module.pretraining_batch, args.base_steps, args.seed)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ it took, five prompts with their responses, and what was run. A finished run's m
 <out>/model/README.md. Of several runs it draws compare.png in the last one's folder. Training ends
 with this report; run it again after evaluate.py, whose results it includes.
 """
+import json
 import os
 import re
 import sys
@@ -222,8 +223,11 @@ def model_card(name, c, prompt):
     name: the model's folder; c: the run's constants; prompt: an example.
     """
     base = "" if os.path.isdir(c["model"]) else f"base_model: {c['model']}\n"
-    call = (f"llm.chat([{{'role': 'user', 'content': {prompt!r}}}], params)" if c["chat_template"]
-            else f"llm.generate([{prompt!r}], params)")
+    call = f"llm.generate([{prompt!r}], params)"
+    if c["chat_template"]:
+        kwargs = json.loads(c.get("chat_template_kwargs") or "{}")
+        call = (f"llm.chat([{{'role': 'user', 'content': {prompt!r}}}], params"
+                + (f", chat_template_kwargs={kwargs!r})" if kwargs else ")"))
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

@@ -33,9 +33,10 @@ from lib.data import (batch_at, fingerprint_prompts, load_prompts, print_first_p
                       sampling_seed, subset, task_name)
 from lib.distributed import (cuda, device, local_world_size, rank, run_stage, set_activity,
                              stop_requested, world_size)
+from lib.files import lock
 from lib.memory import make_plan
 from lib.run import Run
-from lib.samples import match_values
+from lib.samples import PROMPT_SETTINGS, match_values
 from lib.weights import fingerprint
 from model import LOGPS_CHUNK, Qwen2, load_sharded, open_model
 
@@ -50,11 +51,12 @@ seed = 0
 # sampling
 max_prompt_tokens = 0            # leave longer prompts out; 0: the model's context is the limit
 chat_template = False            # wrap prompts in the model's template, for instruct models
+chat_template_kwargs = ""        # the template's arguments, such as {"enable_thinking": false}
 filter_incorrect = False         # leave out prompts that the reference never solved in stage 1
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
 # optimisation
-max_steps = 32
+max_steps = 32                   # 0: try one step with these settings, and write nothing
 batch_size = 256                 # prompts per step, one response each
 mini_batch_size = 128            # prompts per update of the weights
 beta2 = 1e-3                     # strength of the KL regularisation towards the reference
@@ -121,9 +123,8 @@ def read_inputs(args, suffix=""):
     suffix: of the run's folder, unless --out names it.
     """
     check_settings(args.dtype, max_response_tokens=args.max_response_tokens,
-                   max_steps=args.max_steps, batch_size=args.batch_size,
-                   mini_batch_size=args.mini_batch_size, eval_every=args.eval_every,
-                   keep_checkpoints=args.keep_checkpoints, tp=args.tp)
+                   batch_size=args.batch_size, mini_batch_size=args.mini_batch_size,
+                   eval_every=args.eval_every, keep_checkpoints=args.keep_checkpoints, tp=args.tp)
     check(args.batch_size % args.mini_batch_size == 0, f"--mini_batch_size={args.mini_batch_size} "
           f"does not divide --batch_size={args.batch_size}")
     check(args.mini_batch_size % world_size == 0, f"--mini_batch_size={args.mini_batch_size} is "
@@ -131,11 +132,13 @@ def read_inputs(args, suffix=""):
     check(args.temperature > 0, f"--temperature={args.temperature}: training needs samples; it "
           "must be > 0")
     path, config, tokenizer = open_model(args.model)
-    context = config.max_position_embeddings - args.max_response_tokens
-    rows, test = (load_prompts(args.task, split, tokenizer, args.max_prompt_tokens, context,
-                               args.chat_template) for split in ("train", "test"))
-    return Inputs(args.out or os.path.join("out", task_name(args.task) + suffix), path, config,
-                  tokenizer, rows, subset(test, args.eval_prompts, seed=0),
+    rows, test = (load_prompts(args.task, split, tokenizer, args.max_prompt_tokens,
+                               config.max_position_embeddings, args.max_response_tokens,
+                               args.chat_template, args.chat_template_kwargs)
+                  for split in ("train", "test"))
+    folder = args.out or os.path.join("out", task_name(args.task) + suffix)
+    lock(folder)
+    return Inputs(folder, path, config, tokenizer, rows, subset(test, args.eval_prompts, seed=0),
                   {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
                    "reward": reward.fingerprint(rows + test)})
 
@@ -159,8 +162,9 @@ def start(args, inputs, responses_per_prompt=1, critic=False):
               keep_checkpoints=args.keep_checkpoints, save_rollouts=args.save_rollouts,
               resume=args.resume, logp_tolerance=args.logp_tolerance, wandb=args.wandb)
     if run.is_finished():
-        print(f"{run.folder} is trained: {run.step} steps; raise --max_steps to continue, or start "
-              "anew with --resume=False")
+        more = "" if args.lr_decay else "raise --max_steps to continue, or "
+        print(f"{run.folder} is trained: {run.step} steps; {more}start anew with --resume=False or "
+              "another --out")
         raise SystemExit
     print_first_prompt(rows, inputs.tokenizer)
     print(f"{len(rows):,} prompts, {len(rows) // args.batch_size} steps per epoch; "
@@ -184,12 +188,12 @@ def start(args, inputs, responses_per_prompt=1, critic=False):
 
 def decay(args, step):
     """The factor of the learning rate in a step."""
-    return 1 - step / args.max_steps if args.lr_decay else 1.0
+    return 1 - step / max(args.max_steps, 1) if args.lr_decay else 1.0
 
 
-def finish(run, tokenizer):
+def finish(run, inputs):
     """Write the model and the report. If the run was asked to stop, write a checkpoint instead."""
-    run.finish(tokenizer)
+    run.finish(inputs.path)
     if rank == 0:
         from report import write_report  # imports matplotlib
         print(f"wrote {write_report(run.folder)}")
@@ -201,8 +205,8 @@ def main(args):
     # ---- prompts, V* of stage 1, the checkpoint to continue from, and the engine ----
     inputs = read_inputs(args)
     with one_line_errors():
-        expected = inputs.fingerprints | {"temperature": args.temperature,
-                                          "max_response_tokens": args.max_response_tokens}
+        names = ("temperature", "max_response_tokens", *PROMPT_SETTINGS)
+        expected = inputs.fingerprints | {name: getattr(args, name) for name in names}
         rows, all_v_star, digest = match_values(inputs.folder, inputs.rows, expected,
                                                 args.filter_incorrect)
     inputs.rows, inputs.fingerprints["values"] = rows, digest
@@ -277,7 +281,7 @@ def main(args):
             engine.sync(policy.gather_weights(run.dtype))
         run.log(batch, responses, graded, v_star=v_star.mean().item(),
                 lr=args.lr * decay(args, step))
-    finish(run, inputs.tokenizer)
+    finish(run, inputs)
 
 
 if __name__ == "__main__":

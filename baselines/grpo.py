@@ -129,7 +129,7 @@ def main(args):
         with run.phase("sync"):
             engine.sync(policy.gather_weights(run.dtype))
         run.log(batch, responses, graded, lr=args.lr * decay(args, step))
-    finish(run, inputs.tokenizer)
+    finish(run, inputs)
 
 
 if __name__ == "__main__":

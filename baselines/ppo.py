@@ -209,7 +209,7 @@ def main(args):
             engine.sync(policy.gather_weights(run.dtype))
         run.log(batch, responses, graded, lr=args.lr * decay(args, step),
                 critic_loss=all_reduce_sum(critic_loss).item())
-    finish(run, inputs.tokenizer)
+    finish(run, inputs)
 
 
 if __name__ == "__main__":

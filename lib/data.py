@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -17,36 +18,40 @@ def task_name(task):
     return Path(task).stem if task.endswith(".py") else task
 
 
-def load_prompts(task, split, tokenizer, max_prompt_tokens, context, chat_template=False):
+def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_response_tokens,
+                 chat_template=False, chat_template_kwargs=""):
     """Rows of data/<task>/<split>.jsonl, each with "tokens", its prompt's token ids (list of int).
 
-    max_prompt_tokens: longer prompts are left out, with a message; 0: a prompt that is longer than
-    the model's `context` tokens is an error. chat_template: make each prompt a user's message in
-    the tokenizer's template. Raises FileNotFoundError or ValueError with one line.
+    max_prompt_tokens: longer prompts are left out, with a message; 0: a prompt that leaves no room
+    for max_response_tokens in the model's `context` is an error. chat_template: make each prompt a
+    user's message in the tokenizer's template; chat_template_kwargs: the template's arguments, a
+    JSON object. Raises FileNotFoundError or ValueError with one line.
     """
     path = os.path.join("data", task_name(task), f"{split}.jsonl")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; make it with: "
                                 f"python prepare.py --task={task}")
+    check(max_response_tokens < context, f"--max_response_tokens={max_response_tokens} leaves no "
+          f"room for a prompt: prompt and response have {context} tokens (max_position_embeddings "
+          "in the model's config.json)")
     rows = read_jsonl(path, ("id", "task", "prompt", "answer"))
     ids = set()
     for number, row in enumerate(rows, 1):
         where = f"{path}, line {number}"
+        check(all(isinstance(row[key], str) for key in ("id", "prompt", "answer")),
+              f"{where}: id, prompt and answer must be strings")
         check(row["id"] not in ids, f"{where}: id {row['id']!r} was used before")
         ids.add(row["id"])
-        check(isinstance(row["prompt"], str) and isinstance(row["answer"], str),
-              f"{where}: prompt and answer must be strings")
         check(row["prompt"], f"{where}: the prompt is empty")
     texts = [row["prompt"] for row in rows]
     if chat_template:
-        check(tokenizer.chat_template, f"--chat_template=True: the tokenizer in "
-              f"{tokenizer.name_or_path} has no chat template; base models need none")
-        texts = [tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                               add_generation_prompt=True) for text in texts]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        texts = in_template(texts, tokenizer, chat_template_kwargs)
+    # A template writes the tokens that begin a text (BOS) itself.
+    encoded = tokenizer(texts, add_special_tokens=not chat_template)["input_ids"]
     for row, tokens in zip(rows, encoded, strict=True):
         row["tokens"] = tokens
-    limit = min(max_prompt_tokens or context, context)
+    room = context - max_response_tokens
+    limit = min(max_prompt_tokens or room, room)
     long = [i for i, row in enumerate(rows) if len(row["tokens"]) > limit]
     check(max_prompt_tokens or not long,
           f"{path}, line {(long or [0])[0] + 1}: the prompt has more tokens than the {limit} that "
@@ -58,6 +63,26 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, chat_templa
         rows = [row for row in rows if len(row["tokens"]) <= limit]
         check(rows, f"{path}: no prompt has at most {limit} tokens; raise --max_prompt_tokens")
     return rows
+
+
+def in_template(texts, tokenizer, kwargs):
+    """Each text as a user's message in the tokenizer's chat template. kwargs: a JSON object."""
+    where = f"--chat_template=True: the tokenizer in {tokenizer.name_or_path}"
+    check(tokenizer.chat_template, f"{where} has no chat template; base models need none")
+    try:
+        kwargs = dict(json.loads(kwargs or "{}"))
+    except (TypeError, ValueError):
+        raise ValueError(f"--chat_template_kwargs={kwargs}: it must be a JSON object, such as "
+                         '{"enable_thinking": false}') from None
+    for name in kwargs:
+        check(re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)),
+              f"{where} has a template without {name!r}")
+    try:
+        return [tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
+                                              add_generation_prompt=True, **kwargs)
+                for text in texts]
+    except Exception as e:  # a template is a program
+        raise ValueError(f"{where} has a template that fails ({type(e).__name__}: {e})") from e
 
 
 def print_first_prompt(rows, tokenizer):

@@ -1,4 +1,5 @@
 """Files that appear under their name complete, or not at all, whenever the process is killed."""
+import fcntl
 import json
 import os
 import shutil
@@ -9,13 +10,41 @@ from lib.cli import check
 from lib.distributed import barrier, rank
 
 
+# In JSON, half of a surrogate pair becomes its escape sequence.
+TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}
+locks = {}  # {folder that this process writes into: its descriptor}
+
+
+def lock(folder):
+    """Keep other jobs on this machine from writing into a folder, until this process ends.
+
+    Raises ValueError if one writes there.
+    """
+    folder = os.path.realpath(folder)
+    if rank > 0 or folder in locks:
+        return
+    os.makedirs(folder, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use by another job: wait until it ends, or write to "
+                         "another folder") from None
+    locks[folder] = descriptor
+
+
 def read_jsonl(path, keys):
-    """The objects of a .jsonl file. Raises ValueError, naming file and line, if one lacks a key."""
+    """The objects of a .jsonl file, in which lines may be empty.
+
+    Raises ValueError, naming file and line, if one lacks a key.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
     rows = []
     with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as e:
@@ -42,7 +71,7 @@ def read_json(path):
 def write_jsonl(path, rows):
     """Write one JSON object per line, atomically."""
     with atomic_file(path) as f:
-        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        f.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 @contextmanager
@@ -51,7 +80,7 @@ def atomic_file(path, mode="w"):
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.tmp"
     try:
-        with open(temporary, mode) as f:
+        with open(temporary, mode, **({} if "b" in mode else TEXT)) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())

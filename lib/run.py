@@ -15,6 +15,7 @@ from lib.distributed import (all_gather, all_reduce_sum, cuda, device, rank, set
                              stop_requested, world_size)
 from lib.files import atomic_dir, read_json, read_jsonl, write_jsonl
 from lib.memory import peak_memory
+from lib.weights import copy_unchanged
 
 import torch
 
@@ -43,9 +44,11 @@ class Run:
         check(not wandb or find_spec("wandb"), f"--wandb={wandb}: pip install wandb")
         self.metrics_path = os.path.join(folder, "metrics.jsonl")
         self.checkpoint, self.step, self.history = None, 0, []
-        if resume:
+        if resume and max_steps:
             self.checkpoint, self.step = checkpoint.find_checkpoint(folder, constants, may_differ)
         if self.checkpoint:
+            check(os.path.isfile(self.metrics_path), f"{self.metrics_path} is missing, but "
+                  f"{self.checkpoint} continues it: put it back, or start anew with --resume=False")
             rows = read_jsonl(self.metrics_path, ("step",))
             self.history = [m for m in rows if m["step"] < self.step]
         self.saved_step = self.step
@@ -64,17 +67,20 @@ class Run:
         {"accuracy": ..., "accuracy_sampled": ..., ...}, or {} if the run is to stop.
         """
         self.engine, self.policy, self.optimizer = engine, policy, optimizer
+        self.before_training = {}
         self.trained, self.measure_accuracy = trained or policy, evaluate
         with one_line_errors():
-            checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
+            if self.max_steps:
+                checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
             if self.checkpoint:
                 set_activity("loading the checkpoint")
                 checkpoint.load_checkpoint(self.checkpoint, self.trained, optimizer)
                 print(f"continuing from {self.checkpoint}")
         engine.sync(policy.gather_weights(self.dtype))
+        if not self.max_steps:
+            return
         if self.wandb_project and rank == 0:
             self.use_wandb(self.start_wandb)
-        self.before_training = {}
         if not self.checkpoint:
             accuracy = self.evaluate()
             self.before_training = {k.replace("accuracy", "accuracy_start"): v
@@ -100,11 +106,15 @@ class Run:
     def steps(self):
         """Yield the steps that are left; after each, evaluate, print and save. Ends early if the
         job is asked to stop."""
-        while self.step < self.max_steps and not stop_requested():
+        while self.step < max(self.max_steps, 1) and not stop_requested():
             self.seconds, self.updates, self.logp_diffs = {}, [], []
             self.sums = torch.zeros(3, device=device)  # of loss, KL and entropy in this update
             self.begin = time.perf_counter()
             yield self.step
+            if not self.max_steps:
+                print(HEADER, table_line(self.history[-1]), "one step with these settings went "
+                      "well; nothing was written. To train, set --max_steps", sep="\n")
+                sys.exit()
             self.step += 1
             self.write_metrics()
             if self.evaluation_is_due():
@@ -185,7 +195,8 @@ class Run:
             "memory_gb": max(all_gather((peak_memory() - self.engine.memory) / 1e9)),
             **self.before_training})
         self.before_training = {}
-        if self.save_rollouts and (self.step + 1) % self.save_rollouts == 0 and rank == 0:
+        kept = self.save_rollouts and self.max_steps and (self.step + 1) % self.save_rollouts == 0
+        if kept and rank == 0:
             write_jsonl(os.path.join(self.folder, "rollouts", f"step-{self.step + 1:06d}.jsonl"), [
                 {"id": row["id"], "tokens": r.tokens, "text": r.text, "truncated": r.truncated,
                  "reward": reward, "sampled_logp": sum(r.logps)}
@@ -218,26 +229,23 @@ class Run:
                                    self.constants, self.keep_checkpoints)
         self.saved_step = self.step
 
-    def finish(self, tokenizer):
-        """Write <folder>/model in Hugging Face format. If the run was asked to stop, write a
-        checkpoint instead, and raise KeyboardInterrupt, which says how to continue."""
+    def finish(self, initial_model):
+        """Write <folder>/model in Hugging Face format; initial_model: the folder of the model that
+        was trained. If the run was asked to stop, write a checkpoint instead, and raise
+        KeyboardInterrupt, which says how to continue."""
         if self.wandb:
             self.use_wandb(self.wandb.finish)
-        if self.step < self.max_steps:
+        if self.step < max(self.max_steps, 1):
             if self.step > self.saved_step:
                 self.save()
-            saved = ", which are saved" if self.step else ""
-            raise KeyboardInterrupt(f"stopped after {self.step} steps{saved}: run the same command "
-                                    "again to continue")
+            saved = (f"; for a model of what is saved: python export.py {self.folder}"
+                     if self.step else "")
+            raise KeyboardInterrupt(f"stopped after {self.step} steps: run the same command again "
+                                    f"to continue{saved}")
         set_activity("writing the model")
-        with atomic_dir(os.path.join(self.folder, "model")) as temporary:
-            self.policy.save_pretrained(temporary, self.dtype)
-            if rank == 0:
-                tokenizer.save_pretrained(temporary)
-                training = {"steps": self.step, "processes": world_size, "hardware": hardware(),
-                            "versions": versions(), "constants": self.constants}
-                with open(os.path.join(temporary, "training.json"), "w") as f:
-                    json.dump(training, f, indent=2)
+        write_model(os.path.join(self.folder, "model"), self.policy, self.dtype, initial_model,
+                    {"steps": self.step, "processes": world_size, "hardware": hardware(),
+                     "versions": versions(), "constants": self.constants})
         print(f"wrote {self.metrics_path} and {self.folder}/model; at most "
               f"{self.history[-1]['memory_gb']:.1f} GB per process beside its engine")
 
@@ -264,6 +272,17 @@ class Run:
             self.wandb = None
             print(f"warning: W&B is switched off ({type(e).__name__}: "
                   f"{' '.join(str(e).split())[:200]}); metrics.jsonl has everything", flush=True)
+
+
+def write_model(folder, policy, dtype, initial_model, training):
+    """Write a model's folder in Hugging Face format: weights in `dtype`, what training doesn't
+    change from the folder initial_model, and training.json. All ranks call it."""
+    with atomic_dir(folder) as temporary:
+        policy.save_pretrained(temporary, dtype)
+        if rank == 0:
+            copy_unchanged(initial_model, temporary)
+            with open(os.path.join(temporary, "training.json"), "w") as f:
+                json.dump(training, f, indent=2)
 
 
 # ---- the screen ----------------------------------------------------------------------------------

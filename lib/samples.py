@@ -20,6 +20,8 @@ import torch
 
 # What decides the samples: those of runs that differ in any of these must not be mixed.
 SAMPLED_WITH = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")
+# What decides a prompt's tokens, and which prompts are left out.
+PROMPT_SETTINGS = ("chat_template", "chat_template_kwargs", "max_prompt_tokens")
 PARTS = "responses.part.*.jsonl"
 
 
@@ -110,10 +112,10 @@ def match_values(folder, rows, expected, filter_incorrect):
     """
     path = os.path.join(folder, "values.pt")
     values = load_values(path)
-    for part, ours in expected.items():
-        theirs = values["meta"].get(part)
-        check(theirs == ours, f"{path} was made with another {part} than this run's ({theirs}, "
-              f"here {ours}): run estimate_value.py again with this run's settings, or mend them")
+    parts = [name for name in expected if name not in PROMPT_SETTINGS]
+    part, theirs, ours = difference(values["meta"], expected, parts)
+    check(not part, f"{path} was made with another {part} than this run's ({theirs}, here {ours}): "
+          "run estimate_value.py again with this run's settings, or mend them")
     solved = (values["rewards"] == 1).any(1)                                               # (P,)
     kept = [k for k, ever in enumerate(solved.tolist()) if ever or not filter_incorrect]
     by_id, v_star = {row["id"]: row for row in rows}, values["v_star"][kept]
@@ -122,17 +124,26 @@ def match_values(folder, rows, expected, filter_incorrect):
     return rows, v_star, hashlib.sha256(seen.encode()).hexdigest()
 
 
+def difference(theirs, ours, names):
+    """(name, their value, our value) of the first setting in which two jobs differ, or Nones. If
+    their prompts do, a setting that explains it comes first."""
+    if "prompts" in names and theirs.get("prompts") != ours["prompts"]:
+        names = (*PROMPT_SETTINGS, *names)
+    different = (name for name in names if theirs.get(name) != ours.get(name))
+    name = next(different, None)
+    return name, theirs.get(name), ours.get(name)
+
+
 def read_samples(folder, meta):
     """For stage 1: the samples of an earlier run in `folder`, finished or interrupted, as
     {(prompt id, sample number): {"sample", "text", "length", "finished"}}.
 
     Raises ValueError, naming the setting, if they were sampled with other settings than `meta`.
     """
-    def check_settings_of(theirs, path):
-        for key in SAMPLED_WITH:
-            check(theirs.get(key) == meta[key], f"{path} was sampled with {key} = "
-                  f"{theirs.get(key)}, this run has {meta[key]}; choose another --out, or delete "
-                  "that file to start anew")
+    def check_settings_of(settings, path):
+        name, theirs, ours = difference(settings, meta, SAMPLED_WITH)
+        check(not name, f"{path} was sampled with {name} = {theirs}, this run has {ours}; choose "
+              "another --out, or delete that file to start anew")
 
     samples = {}
     values = os.path.join(folder, "values.pt")
@@ -181,7 +192,7 @@ def read_published(source, rows, n, tokenizer, max_response_tokens):
         prompt_id = ids.get(published["prompt"][0]["content"].strip())
         texts = [published[f"response_{i}"] for i in range(n)] if prompt_id is not None else []
         for i, text in enumerate(texts):
-            length = len(tokenizer(text)["input_ids"]) + 1  # 1: EOS
+            length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1  # 1: EOS
             samples[prompt_id, i] = {
                 "sample": i, "text": text, "length": min(length, max_response_tokens),
                 "finished": length <= max_response_tokens,

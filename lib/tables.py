@@ -3,8 +3,11 @@ import os
 
 
 def results_folder(model):
-    """Where evaluate.py writes what it measures: a local model's own folder, or below out/eval."""
-    return model if os.path.isdir(model) else os.path.join("out", "eval", model)
+    """Where evaluate.py writes what it measures: a local model's own folder, or below out/eval if
+    that can't be written."""
+    if os.path.isdir(model) and os.access(model, os.W_OK):
+        return model
+    return os.path.join("out", "eval", model.lstrip("./"))
 
 
 def results_table(by_model):

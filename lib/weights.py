@@ -2,15 +2,21 @@
 import hashlib
 import json
 import os
+import shutil
 from glob import glob
 
 from lib.cli import check
+from lib.files import read_json
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Files that training doesn't change. The exported model has them byte for byte: written anew by one
+# release of transformers, a tokenizer may not open in another.
+UNCHANGED = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+             "chat_template.*", "generation_config.json")
 
 
 def find_model(path_or_hub_name):
@@ -20,16 +26,20 @@ def find_model(path_or_hub_name):
     """
     if os.path.isfile(os.path.join(path_or_hub_name, "config.json")):
         return path_or_hub_name
+    check(not os.path.isfile(os.path.join(path_or_hub_name, "adapter_config.json")),
+          f"{path_or_hub_name} is an adapter: merge it into its base model first (merge_and_unload "
+          "and save_pretrained of peft), and name the merged model")
     if (os.path.isdir(path_or_hub_name) or path_or_hub_name.count("/") != 1
             or path_or_hub_name.startswith((".", "/"))):
         raise FileNotFoundError(f"{path_or_hub_name}: no config.json there (a model is a folder in "
                                 "Hugging Face format, or a hub name such as Qwen/Qwen2.5-1.5B)")
     try:
-        patterns = ["*.json", "*.safetensors", "merges.txt"]
-        return snapshot_download(path_or_hub_name, allow_patterns=patterns)
+        path = snapshot_download(path_or_hub_name, ignore_patterns="*/*", allow_patterns=[
+            "*.json", "*.safetensors", "*.jinja", "merges.txt"])
     except Exception as e:  # offline, no such repository, no access: they all mean the same here
         raise FileNotFoundError(f"{path_or_hub_name}: not a local folder, and the hub did not give "
                                 f"it ({type(e).__name__})") from e
+    return find_model(path)
 
 
 def weight_files(path):
@@ -42,7 +52,8 @@ def weight_files(path):
     else:
         files = sorted(glob(os.path.join(path, "*.safetensors")))
     if not files:
-        raise FileNotFoundError(f"{path}: no .safetensors file there")
+        raise FileNotFoundError(f"{path}: no .safetensors file there; save_pretrained of "
+                                "transformers makes them of other formats")
     for file in files:
         if not os.path.isfile(file):
             raise FileNotFoundError(f"{file}: listed in {index}, but missing")
@@ -52,12 +63,13 @@ def weight_files(path):
 def read_weights(path, tied):
     """Yield (name, tensor) one at a time, so that no second copy of the model is held in memory.
 
-    tied: the head is the embedding; some such checkpoints store the matrix twice.
+    Left out, because the model computes them: the frequencies of rotary embeddings, which old
+    checkpoints hold, and, if it is tied, the head, which some hold beside the embedding.
     """
     for file in weight_files(path):
         with safe_open(file, framework="pt") as f:
             for name in f.keys():
-                if not (tied and name == HEAD):
+                if not (tied and name == HEAD or name.endswith("rotary_emb.inv_freq")):
                     yield name, f.get_tensor(name)
 
 
@@ -67,30 +79,55 @@ def check_weights(path, shapes, tied):
     Reads the files' headers only. vLLM doesn't check this: for a missing tensor it samples from
     whatever its memory holds.
     """
-    found = {}
+    found, place, ends = {}, {}, {}
     for file in weight_files(path):
         try:
             with safe_open(file, framework="pt") as f:
-                found.update({name: f.get_slice(name).get_shape() for name in f.keys()})
-                twice = tied and {EMBEDDING, HEAD} <= set(f.keys())
-                if twice and torch.equal(f.get_tensor(EMBEDDING), f.get_tensor(HEAD)):
-                    del found[HEAD]  # read_weights leaves it out
+                for name in f.keys():
+                    found[name], place[name] = f.get_slice(name).get_shape(), file
+                    if tied and name in (EMBEDDING, HEAD):
+                        ends[name] = f.get_tensor(name)
         except SafetensorError as e:
             raise ValueError(f"{file}: not a whole safetensors file ({e})") from None
-    for kind, names in (("missing", shapes.keys() - found.keys()),
+    if len(ends) == 2:
+        check(torch.equal(*ends.values()), f"{path}: {HEAD} differs from {EMBEDDING}, but "
+              "config.json says tie_word_embeddings = true; set it to false to use both")
+        del found[HEAD]
+    found = {name: shape for name, shape in found.items() if "rotary_emb.inv_freq" not in name}
+    for kind, names in (("missing:", shapes.keys() - found.keys()),
                         ("not in the model:", found.keys() - shapes.keys())):
         some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-        check(not names, f"{path}: the weights don't fit config.json: {kind} {some} "
+        where = place.get(min(names, default=""), path)
+        check(not names, f"{where}: the weights don't fit config.json: {kind} {some} "
               f"({len(names)} in all)")
     for name, shape in shapes.items():
         check(found[name] == shape, f"{path}: {name} has shape {found[name]}, config.json asks for "
               f"{shape}")
 
 
+def stop_ids(path, tokenizer):
+    """Ids of the tokens at which vLLM ends a response, and so do transformers' generate() and other
+    samplers that open the folder: {int}."""
+    config = (read_json(os.path.join(path, "generation_config.json"))
+              or read_json(os.path.join(path, "config.json")))
+    ids = config.get("eos_token_id") or []
+    return {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])}
+
+
+def copy_unchanged(path, folder):
+    """Copy what training doesn't change of the initial model in `path`: see UNCHANGED."""
+    for pattern in UNCHANGED:
+        for file in glob(os.path.join(path, pattern)):
+            shutil.copy(file, folder)
+
+
 def fingerprint(path):
-    """SHA-256 over config.json and every byte of the weights (a second or so per GiB)."""
+    """SHA-256 over what decides the samples but for the prompts' tokens: config.json,
+    generation_config.json and every byte of the weights (a second or so per GiB)."""
     total = hashlib.sha256()
-    for file in [os.path.join(path, "config.json"), *weight_files(path)]:
+    settings = [f for name in ("config.json", "generation_config.json")
+                if os.path.isfile(f := os.path.join(path, name))]
+    for file in [*settings, *weight_files(path)]:
         with open(file, "rb") as f:
             total.update(hashlib.file_digest(f, "sha256").digest())
     return total.hexdigest()

@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 
+import lib.files
 import reward
 import rollout
 import train_apo
@@ -68,6 +69,8 @@ def serve():
         for engine in engines.values():  # a stage that failed may have left requests
             while engine.llm.llm_engine.has_unfinished_requests():
                 engine.llm.llm_engine.step()
+        while lib.files.locks:  # they end with a stage's process
+            os.close(lib.files.locks.popitem()[1])
         reward.pool().shutdown()  # the next stage's tasks may be other files of the same name
         reward.pool.cache_clear()
         reward.load_task.cache_clear()

@@ -176,7 +176,7 @@ def train(tmp_path, monkeypatch):
         write_jsonl(f"data/arithmetic/{split}.jsonl", [
             {"id": f"{split}/{i}", "task": "arithmetic", "prompt": f"{first + i}+{second}=?\n",
              "answer": str(first + i + second)} for i in range(number)])
-    rows = load_prompts("arithmetic", "train", tokenizer, 0, 100)
+    rows = load_prompts("arithmetic", "train", tokenizer, 0, 100, 12)
     meta = {"model": fingerprint("model"), "prompts": fingerprint_prompts(rows),
             "reward": reward.fingerprint(rows), "temperature": 0.7, "max_response_tokens": 12}
     shuffled = [*range(8, 16), *range(8)]

@@ -108,7 +108,8 @@ def test_a_published_model(name, tmp_path):
     {"model_type": "qwen3_moe"}, {"hidden_act": "gelu"}, {"attention_bias": True},
     {"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]},
     {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-    {"rope_scaling": {"type": "yarn", "factor": 4.0}}])
+    {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {"architectures": ["Qwen3ForTokenC"]},
+    {"dual_chunk_attention_config": {"chunk_size": 262144}}])
 def test_what_is_not_implemented_is_refused(change, tmp_path):
     """By the name of the field, and by the name of the file."""
     (tmp_path / "config.json").write_text(json.dumps(published("Qwen3-8B") | change))

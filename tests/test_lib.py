@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -116,7 +118,7 @@ def test_presets_hold_the_papers_settings(stage, task):
 
 @pytest.mark.parametrize("text, message", [
     (b'{"id": 1}\n{"id": 2\n', "line 2: not valid JSON"), (b'{"ix": 1}\n', "line 1: no 'id'"),
-    (b'{"id": 1}\n\n', "line 2: not valid JSON"), (b'{"id": 1}\n[1]\n', "line 2: no 'id'"),
+    (b'{"id": 1}\n\n{', "line 3: not valid JSON"), (b'{"id": 1}\n[1]\n', "line 2: no 'id'"),
     (b'{"id": "\xff"}\n', "line 1: not valid JSON"), (b"", "empty")])
 def test_broken_lines_are_named(text, message, tmp_path):
     """The error has the file's name and the line's number."""
@@ -125,6 +127,19 @@ def test_broken_lines_are_named(text, message, tmp_path):
     with pytest.raises(ValueError) as e:
         read_jsonl(path, ("id",))
     assert message in str(e.value) and str(path) in str(e.value)
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    """As long as the process lives that writes into it, a second one stops with one line."""
+    code = f"from lib.files import lock; lock({str(tmp_path / 'out')!r}); print(1, flush=True); "
+    first = subprocess.Popen([sys.executable, "-c", code + "input()"], text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == "1\n"
+    with pytest.raises(ValueError, match=f"{tmp_path}/out is in use by another job"):
+        lib.files.lock(tmp_path / "out")
+    first.communicate("\n")
+    for _ in range(2):
+        lib.files.lock(tmp_path / "out")
 
 
 def test_files_and_folders_are_whole_or_as_before(tmp_path):
@@ -289,9 +304,9 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
         find_checkpoint(str(tmp_path), {}, ())
 
 
-MUST_BE_EQUAL = set("""model task seed max_prompt_tokens chat_template max_response_tokens
-temperature max_steps batch_size mini_batch_size lr lr_decay weight_decay grad_clip entropy_coef
-dtype""".split())
+MUST_BE_EQUAL = set("""model task seed max_prompt_tokens chat_template chat_template_kwargs
+max_response_tokens temperature max_steps batch_size mini_batch_size lr lr_decay weight_decay
+grad_clip entropy_coef dtype""".split())
 OWN = {"train_apo": {"filter_incorrect", "beta2"}, "baselines.rebel": {"eta", "kl_coef"},
        "baselines.ppo": {"clip_ratio", "clip_value", "kl_coef", "gamma", "gae_lambda", "critic_lr"},
        "baselines.grpo": {"group_size", "clip_ratio", "kl_coef"}}

@@ -230,17 +230,17 @@ def test_opens_what_transformers_saves(tmp_path):
                                    rtol=1e-4)
 
 
-EMBEDDING, NORM, DOWN = ("model.embed_tokens.weight", "model.norm.weight",
-                         "model.layers.1.mlp.down_proj.weight")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NORM, DOWN = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda w: w.pop(NORM), f"missing {NORM}"),
-    (lambda w: w.pop(DOWN), f"missing {DOWN} (1 in all)"),
+    (lambda w: w.pop(NORM), f"missing: {NORM}"),
+    (lambda w: w.pop(DOWN), f"missing: {DOWN} (1 in all)"),
     (lambda w: w.update({"model.extra": torch.ones(2)}), "not in the model: model.extra"),
     (lambda w: w.update({NORM: torch.ones(3)}), f"{NORM} has shape [3]"),
-    (lambda w: w.update({"lm_head.weight": w[EMBEDDING] + 1}), "not in the model: lm_head.weight"),
-    (lambda w: w.update({"lm_head.weight": w[EMBEDDING].clone()}), None),
+    (lambda w: w.update({HEAD: w[EMBEDDING] + 1}), f"{HEAD} differs from {EMBEDDING}"),
+    (lambda w: w.update({HEAD: w[EMBEDDING].clone()}), None),
     (None, "model.safetensors: not a whole safetensors file")])
 def test_weights_that_do_not_fit_are_refused(change, message, tmp_path):
     """A tied matrix that is stored twice does fit; a file without its end does not."""

@@ -74,7 +74,7 @@ def test_real_data(task, sizes, dropped, too_long, tmp_path, monkeypatch):
     for split, size, long in zip(("train", "test"), sizes, too_long, strict=True):
         rows = read_jsonl(f"data/{task}/{split}.jsonl", ())
         assert len(rows) == size and all(r["answer"] and r["task"] == task for r in rows)
-        assert len(load_prompts(task, split, tokenizer, 256, 31744)) == size - long
+        assert len(load_prompts(task, split, tokenizer, 256, 32768, 1024)) == size - long
 
 
 @needs_real_data
@@ -83,7 +83,7 @@ def test_chat_template(base, monkeypatch):
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(REAL_DATA / "qwen2.5-tokenizer")
     monkeypatch.chdir(base)
-    rows = load_prompts("arithmetic", "test", tokenizer, 0, 1000, chat_template=True)
+    rows = load_prompts("arithmetic", "test", tokenizer, 0, 1000, 32, True)
     assert tokenizer.decode(rows[5]["tokens"]) == (
         "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
         f"<|im_end|>\n<|im_start|>user\n{rows[5]['prompt']}<|im_end|>\n<|im_start|>assistant\n")
@@ -346,7 +346,7 @@ def error(stage, monkeypatch, **constants):
     (prepare, {"task": "math,amc23", "source": "test.jsonl"},
      "one file, but --task=math,amc23 names several"),
     (prepare, {"task": "gsm8k", "source": "test.jsonl"},
-     "gsm8k: row 1 of test has no 'answer' in it, only question, solution"),
+     "gsm8k: row 1 of train has no 'answer' in it, only question, solution"),
     (estimate_value, {"temperature": 0.5}, "sampled with temperature = 1.0, this run has 0.5"),
     (train_apo, {"temperature": 0}, "--temperature=0.0: "),
     (train_apo, {"batch_size": 257, "mini_batch_size": 257},
@@ -360,7 +360,7 @@ def error(stage, monkeypatch, **constants):
     (estimate_value, {"max_prompt_tokens": 7}, "no prompt has at most 7 tokens"),
 ])
 def test_mistakes(stage, constants, message, workdir, monkeypatch):
-    write_jsonl("test.jsonl", [{"question": "1 + 1?", "solution": r"\boxed{2}"}])
+    write_jsonl("test.jsonl", [{"question": "1 + 1?", "solution": r"\boxed{2}"}] * 2)
     random_model(tiny_config()).save_pretrained("other")
     byte_tokenizer().save_pretrained("other")
     assert message in error(stage, monkeypatch, **constants)
@@ -369,10 +369,10 @@ def test_mistakes(stage, constants, message, workdir, monkeypatch):
 def test_a_prompt_of_exactly_the_limit_is_kept(base, monkeypatch):
     """Both the limit of the user and the context of the model may be met."""
     monkeypatch.chdir(base)
-    assert len(load_prompts("arithmetic", "test", byte_tokenizer(), 8, 100)) == 512
-    assert len(load_prompts("arithmetic", "test", byte_tokenizer(), 0, 8)) == 512
+    assert len(load_prompts("arithmetic", "test", byte_tokenizer(), 8, 100, 32)) == 512
+    assert len(load_prompts("arithmetic", "test", byte_tokenizer(), 0, 40, 32)) == 512
     with pytest.raises(ValueError, match="line 1: the prompt has more tokens than the 7"):
-        load_prompts("arithmetic", "test", byte_tokenizer(), 0, 7)
+        load_prompts("arithmetic", "test", byte_tokenizer(), 0, 39, 32)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -425,7 +425,7 @@ def test_weights_or_a_tokenizer_that_do_not_fit_the_config(workdir, monkeypatch)
     save_file({k: v for k, v in weights.items() if k != name}, path, metadata={"format": "pt"})
     for stage, changes in ((estimate_value, {}), (train_apo, {}),
                            (evaluate, {"model": "data/arithmetic/model"})):
-        assert f"the weights don't fit config.json: missing {name} (1 in all)" in error(
+        assert f"the weights don't fit config.json: missing: {name} (1 in all)" in error(
             stage, monkeypatch, **changes)
     config = workdir / "data/arithmetic/model/config.json"
     config.write_text(config.read_text().replace('"vocab_size": 257', '"vocab_size": 256'))

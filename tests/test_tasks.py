@@ -18,6 +18,7 @@ import datasets
 import pytest
 import torch
 from conftest import cpu_only, metrics_of, run
+from test_algorithm import arguments
 from test_stages import SMALL, error
 
 pytestmark = cpu_only
@@ -175,7 +176,7 @@ def test_own_rows(base, tmp_path, monkeypatch):
     train, test = (read_jsonl(f"data/mine/{split}.jsonl", ()) for split in ("train", "test"))
     assert len(test) == 5 and {r["id"] for r in train + test} == {r["id"] for r in mine}
     assert not {r["id"] for r in train} & {r["id"] for r in test}
-    loaded = load_prompts("mine", "test", byte_tokenizer(), 0, 99)
+    loaded = load_prompts("mine", "test", byte_tokenizer(), 0, 99, 9)
     graded = reward.grade(loaded, [f"#### {r['answer']}" for r in loaded], [False] * 5)
     assert graded.rewards == [1.0] * 5
     done = run("estimate_value.py", "--task=mine", f"--model={base / 'data/arithmetic/model'}",
@@ -190,6 +191,63 @@ def test_own_rows(base, tmp_path, monkeypatch):
     for settings, message in (({"reward": "chess", "source": "mine.jsonl"}, "no task 'chess'"),
                               ({"reward": "math"}, "set --source to their file or folder")):
         assert message in error(prepare, monkeypatch, **settings)
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+ROW, VERL = {"prompt": "1+1=?", "answer": "2"}, {
+    "prompt": [{"role": "user", "content": "1+1=?"}], "reward_model": {"ground_truth": "2"}}
+
+
+@pytest.mark.parametrize("name, content", [
+    ("mine.jsonl", lines(ROW, ROW) + "\n"), ("mine.json", lines(ROW, ROW)),
+    ("mine.json", json.dumps([ROW, ROW], indent=1)), ("mine.parquet", [ROW, ROW]),
+    ("mine.jsonl", lines(VERL, VERL)), ("mine.parquet", [VERL, VERL]),
+    ("train.jsonl", lines(ROW, ROW)),
+    ("mine.jsonl", lines({**ROW, "answer": 2, "note": "\ud83d"}, {**ROW, "answer": ["2"]})),
+    ("mine.jsonl", lines({**ROW, "answer": "1+1 is\n#### 2"}, {**ROW, "answer": '["2"]'})),
+    ("mine.jsonl", lines({**ROW, "answer": r"So $\boxed{2}$."},
+                         {**ROW, "answer": None, "solution": r"It is \boxed{2}."})),
+    ("mine.jsonl", lines({**ROW, "id": ["a", 1]}, {**ROW, "id": 2}))])
+def test_rows_as_people_have_them(name, content, tmp_path, monkeypatch):
+    """Files of several kinds, verl's columns, numbers, and solutions instead of bare answers."""
+    monkeypatch.chdir(tmp_path)
+    if name.endswith(".parquet"):
+        datasets.Dataset.from_list(content).to_parquet(name)
+    else:
+        (tmp_path / name).write_text(content)
+    prepare.main(arguments(prepare, source=name, reward="gsm8k"))
+    folder = f"data/{name.partition('.')[0]}"
+    for split in ("train", "test"):
+        [row] = load_prompts(folder.removeprefix("data/"), split, byte_tokenizer(), 0, 99, 9)
+        assert (row["prompt"], row["answer"], row["task"]) == ("1+1=?", "2", "gsm8k")
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("mine.jsonl", lines(ROW, ["1+1=?", "2"]), "mine.jsonl, row 2: no object with names and val"),
+    ("mine.json", "[1", "mine.json can't be read: Expecting ',' delimiter"),
+    ("mine.parquet", "PAR1", "mine.parquet can't be read: "),
+    ("mine.jsonl", lines(ROW, {"prompt": "?"}), " has no 'answer' in it, only prompt"),
+    ("mine.jsonl", lines(ROW, {**VERL, "prompt": VERL["prompt"] * 2}), "the prompt has 2 messages"),
+    ("mine.jsonl", lines(ROW, {**ROW, "prompt": "\ud83d"}), ": 'utf-8' codec can't encode"),
+    ("mine.jsonl", lines(*[{**ROW, "id": 1}] * 3), "row 2 of train: id '1' was used before"),
+    ("mine.jsonl", lines(ROW, {**ROW, "answer": None}), " split has no rows")])
+def test_rows_that_can_not_be_read(name, content, message, tmp_path, monkeypatch):
+    """One line names the file or the row. Nothing is written, not even the split that is right."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(content)
+    assert message in error(prepare, monkeypatch, source=name, reward="gsm8k")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_reward_of_ones_own_reads_the_whole_answer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def rows(split): ...\ndef reward(*arguments): ...\n")
+    write_jsonl("rows.jsonl", [{"prompt": "?", "answer": '["#### 1"]'}] * 2)
+    prepare.main(arguments(prepare, source="rows.jsonl", reward="mine.py"))
+    assert read_jsonl("data/rows/train.jsonl", ())[0]["answer"] == '["#### 1"]'
 
 
 @pytest.mark.parametrize("number, held_out", [(1, 1), (10, 1), (11, 2), (4990, 499), (5000, 500),

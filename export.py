@@ -1,0 +1,54 @@
+"""A model in Hugging Face format out of a training run's checkpoint.
+
+    python export.py out/arithmetic                          # of the newest checkpoint
+    python export.py out/arithmetic/ckpt/step-000024         # to out/arithmetic/model-000024
+
+A run that ends writes <out>/model by itself. This is for runs that were stopped, and for earlier
+checkpoints (`keep_checkpoints` in train_apo.py). The initial model must be where it was.
+"""
+import os
+import sys
+
+from lib.checkpoint import all_checkpoints
+from lib.cli import check, one_line_errors
+from lib.distributed import run_stage
+from lib.files import read_json
+from lib.run import write_model
+from lib.weights import find_model, fingerprint
+from model import Qwen2
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+
+def export(path):
+    """Write a checkpoint's model beside its run's ckpt folder; returns the new folder. `path`: a
+    checkpoint, or a run's folder. Raises OSError or ValueError."""
+    path = os.path.normpath(path)
+    path = max(all_checkpoints(path), default=path)
+    constants = read_json(os.path.join(path, "checkpoint.json")).get("constants")
+    check(constants, f"{path} is neither a checkpoint nor the folder of a run that has one")
+    initial_model = find_model(constants["model"])
+    check(fingerprint(initial_model) == constants["fingerprint of model"],
+          f"{constants['model']} is not the model any more with which {path} began")
+    dtype, steps = getattr(torch, constants["dtype"]), path[-6:]
+    policy = Qwen2.from_pretrained(initial_model, dtype)  # for its shape; the weights are replaced
+    weights = policy.state_dict()
+    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    if "policy.policy.model.norm.weight" in saved:  # PPO's checkpoints hold the critic, too
+        weights = {f"policy.{name}": tensor for name, tensor in weights.items()}
+    dcp.load({"policy": weights}, checkpoint_id=path)
+    folder = os.path.join(os.path.dirname(os.path.dirname(path)), f"model-{steps}")
+    write_model(folder, policy, dtype, initial_model, {"steps": int(steps), "constants": constants})
+    return folder
+
+
+@one_line_errors()
+def main(paths):
+    check(paths, "name runs or checkpoints: python export.py out/arithmetic")
+    for path in paths:
+        print(f"wrote {export(path)}")
+
+
+if __name__ == "__main__":
+    run_stage(main, sys.argv[1:])
