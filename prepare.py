@@ -36,15 +36,15 @@ base_steps = 500        # steps of pretraining a small base model; 0: data only
 # --------------------------------------------------------------------------------------------------
 
 
-def source_rows(source, name, splits, seed):
-    """{split: rows} of a task, from a local file or folder.
+def source_rows(source, name, splits, seed, make_rows):
+    """{split: data rows} of a task, from a local file or folder.
 
     In a folder they are in <task>/<split>.jsonl or <split>.jsonl; a benchmark, which has a test
     split only, is in <task>/test.jsonl or <task>.jsonl. Of a single file a random tenth of the
-    rows, at most 500, is held out as the test split.
+    rows, at most 500, is held out as the test split. make_rows: data_rows() but for what is here.
     """
     if os.path.isfile(source):
-        rows = read_rows(source)
+        rows = make_rows(source, name, read_rows(source))
         if len(splits) == 1:
             return {splits[0]: rows}
         chosen = random.Random(seed).sample(range(len(rows)), min(-(-len(rows) // 10), 500))
@@ -53,13 +53,13 @@ def source_rows(source, name, splits, seed):
     found = {}
     for split in splits:
         # A benchmark doesn't take <split>.jsonl, which may be another task's.
-        names = (os.path.join(name, split), split if len(splits) > 1 else name)
-        files = [f"{name}{ending}" for name in names for ending in (".jsonl", ".json", ".parquet")]
-        there = [file for file in files if os.path.isfile(os.path.join(source, file))]
+        names = (f"{name}/{split}", split if len(splits) > 1 else name)
+        there = [path for stem in names for ending in (".jsonl", ".json", ".parquet")
+                 if os.path.isfile(path := os.path.join(source, stem + ending))]
         if not there:
             raise FileNotFoundError(f"--source={source}: neither {names[0]}.jsonl nor "
                                     f"{names[1]}.jsonl is there (.json and .parquet do as well)")
-        found[split] = read_rows(os.path.join(source, there[0]))
+        found[split] = make_rows(there[0], f"{name}/{split}", read_rows(there[0]))
     return found
 
 
@@ -68,20 +68,59 @@ def read_rows(path):
     try:
         if path.endswith(".parquet"):
             from pyarrow.parquet import read_table
-            rows = read_table(path).to_pylist()
-        elif path.endswith(".json") and Path(path).read_bytes().lstrip()[:1] == b"[":
-            rows = json.loads(Path(path).read_bytes())
-        else:
-            rows = read_jsonl(path, ())
+            return read_table(path).to_pylist()
+        if path.endswith(".json") and Path(path).read_bytes().lstrip()[:1] == b"[":
+            return json.loads(Path(path).read_bytes())
+        return read_jsonl(path, ())
     except ValueError as e:
         raise ValueError(f"{path} can't be read: {e}") from None
-    for number, row in enumerate(rows, 1):
-        check(isinstance(row, dict), f"{path}, row {number}: no object with names and values, but "
-              f"{str(row)[:50]}")
+
+
+def task_rows(module, name, split):
+    """The rows of a task's split. Raises ValueError with one line."""
+    try:
+        return list(module.rows(split))
+    except Exception as e:  # the task file has a fault, or it can't reach the hub
+        raise ValueError(f"{name}: rows({split!r}) raised {one_line(e)}. If it needs the hub, "
+                         "--source=<a folder or file with its rows> does not") from e
+
+
+def data_rows(where, prefix, originals, graded_by, row):
+    """Data rows of original rows, without those that have no answer.
+
+    where: the originals' name, for messages; prefix: of ids, for rows that have none; graded_by:
+    the task whose reward grades them; row: makes a data row of an original one. Raises ValueError,
+    naming the row, if one is wrong.
+    """
+    rows, ids, dropped = [], set(), []
+    for number, original in enumerate(originals, 1):
+        try:
+            check(isinstance(original, dict), f"no names and values, but {str(original)[:50]}")
+            new = {"id": f"{prefix}/{number - 1}"} | row(original) | {"task": graded_by}
+            new["id"] = str(new["id"])
+            check(new["id"] not in ids, f"the id {new['id']!r} was used before")
+            ids.add(new["id"])
+            for key in ("prompt", "answer"):
+                check(isinstance(new[key], str), f"{key} = {new[key]!r} is not a string")
+                new[key].encode()  # raises ValueError for half of a surrogate pair
+        except KeyError as e:
+            raise ValueError(f"{where}, row {number}: no {e} in it, only {', '.join(original)}"
+                             ) from None
+        except Exception as e:
+            text = e if isinstance(e, ValueError) else one_line(e)
+            raise ValueError(f"{where}, row {number}: {text}") from None
+        if new["answer"]:
+            rows.append(new)
+        else:
+            dropped.append(number)
+    if dropped:
+        print(f"{where}: {len(dropped)} dropped: no answer to grade by (the first is row "
+              f"{dropped[0]})")
+    check(rows, f"{where}: no rows")
     return rows
 
 
-def own_row(row, bare=True):
+def own_row(row, bare):
     """A data row of a user's row, which has "prompt" and "answer", or verl's columns.
 
     The prompt may be a list of one message; the answer a number, a list or null. bare: if the
@@ -108,45 +147,9 @@ def final_answer(solution):
             else last_boxed(solution))
 
 
-def task_rows(module, name, split):
-    """The rows of a task's split. Raises ValueError with one line."""
-    try:
-        return list(module.rows(split))
-    except Exception as e:  # the task file has a fault, or it can't reach the hub
-        raise ValueError(f"{name}: rows({split!r}) raised {one_line(e)}. If it needs the hub, "
-                         "--source=<a folder or file with its rows> does not") from e
-def data_rows(name, split, originals, graded_by, row=dict):
-    """The rows of data/<name>/<split>.jsonl. graded_by: the task whose reward grades them; row:
-    makes a data row of an original one. Raises ValueError, naming the row, if one is wrong."""
-    rows, ids, dropped = [], set(), []
-    for i, original in enumerate(originals):
-        where = f"{name}: row {i + 1} of {split}"
-        try:
-            new = {"id": f"{name}/{split}/{i}"} | row(original) | {"task": graded_by}
-            for key in ("prompt", "answer"):
-                check(isinstance(new[key], str), f"{key} = {new[key]!r} is not a string")
-                new[key].encode()  # raises ValueError for half of a surrogate pair
-        except KeyError as e:
-            raise ValueError(f"{where} has no {e} in it, only {', '.join(original)}") from None
-        except Exception as e:
-            text = e if isinstance(e, ValueError) else one_line(e)
-            raise ValueError(f"{where}: {text}") from None
-        new["id"] = str(new["id"])
-        check(new["id"] not in ids, f"{where}: id {new['id']!r} was used before")
-        ids.add(new["id"])
-        if new["answer"]:
-            rows.append(new)
-        else:
-            dropped.append(i + 1)
-    if dropped:
-        print(f"{name}, {split}: {len(dropped)} dropped: no answer to grade by (the first is row "
-              f"{dropped[0]})")
-    check(rows, f"{name}: the {split} split has no rows")
-    return rows
-
-
 def write_splits(name, splits):
     """Write data/<name>/<split>.jsonl of {split: data rows}."""
+    check(all(splits.values()), f"{name}: one row is not enough for a train and a test split")
     lock(os.path.join("data", name))
     for split, rows in splits.items():
         path = f"data/{name}/{split}.jsonl"
@@ -172,30 +175,28 @@ def main(args):
     check(world_size == 1, "prepare.py runs in one process: start it with python")
     if args.reward:
         check(args.source, "--reward is for your own rows: set --source to their file or folder")
-        bare = load_task(args.reward).reward in (gsm8k, math)  # others may read more of an answer
+        # Other rewards may want to see more of an answer.
+        bare = load_task(args.reward).reward in (gsm8k, math)
+        make_rows = partial(data_rows, graded_by=args.reward, row=partial(own_row, bare=bare))
         name = Path(args.source).stem
-        found = source_rows(args.source, name, ("train", "test"), args.seed)
-        write_splits(name, {split: data_rows(name, split, rows, args.reward,
-                                             partial(own_row, bare=bare))
-                            for split, rows in found.items()})
+        write_splits(name, source_rows(args.source, name, ("train", "test"), args.seed, make_rows))
         return
     benchmarks = load_task("math").BENCHMARKS
-    names = [name.strip() for name in args.task.split(",")]
-    modules = {name: load_task("math" if name in benchmarks else name) for name in names}
-    check(len(names) == 1 or not os.path.isfile(args.source),
+    tasks = [name.strip() for name in args.task.split(",")]
+    modules = {task: load_task("math" if task in benchmarks else task) for task in tasks}
+    check(len(tasks) == 1 or not os.path.isfile(args.source),
           f"--source={args.source} is one file, but --task={args.task} names several tasks")
-    for name, module in modules.items():
-        splits, graded_by = ("train", "test"), name
-        if name in benchmarks:
-            splits, graded_by = ("test",), "math"
+    for task, module in modules.items():
+        name, is_benchmark = task_name(task), task in benchmarks
+        splits = ("test",) if is_benchmark else ("train", "test")
+        make_rows = partial(data_rows, graded_by="math" if is_benchmark else task)
         if args.source:
-            found = source_rows(args.source, name, splits, args.seed)
+            make_rows = partial(make_rows, row=getattr(module, "row", dict))
+            found = source_rows(args.source, name, splits, args.seed, make_rows)
         else:
-            found = {split: task_rows(module, name, name if name in benchmarks else split)
-                     for split in splits}
-        row, name = getattr(module, "row", dict) if args.source else dict, task_name(name)
-        write_splits(name, {split: data_rows(name, split, rows, graded_by, row)
-                            for split, rows in found.items()})
+            found = {split: make_rows(f"{name}, {split} split", f"{name}/{split}", task_rows(
+                module, task, task if is_benchmark else split), row=dict) for split in splits}
+        write_splits(name, found)
         if hasattr(module, "pretraining_batch") and args.base_steps:
             make_base_model(name, module.pretraining_batch, args.base_steps, args.seed)
 

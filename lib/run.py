@@ -77,7 +77,7 @@ class Run:
                 checkpoint.load_checkpoint(self.checkpoint, self.trained, optimizer)
                 print(f"continuing from {self.checkpoint}")
         engine.sync(policy.gather_weights(self.dtype))
-        if not self.max_steps:
+        if not self.max_steps:  # a try: nothing is measured or written
             return
         if self.wandb_project and rank == 0:
             self.use_wandb(self.start_wandb)

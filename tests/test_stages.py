@@ -346,7 +346,7 @@ def error(stage, monkeypatch, **constants):
     (prepare, {"task": "math,amc23", "source": "test.jsonl"},
      "one file, but --task=math,amc23 names several"),
     (prepare, {"task": "gsm8k", "source": "test.jsonl"},
-     "gsm8k: row 1 of train has no 'answer' in it, only question, solution"),
+     "test.jsonl, row 1: no 'answer' in it, only question, solution"),
     (estimate_value, {"temperature": 0.5}, "sampled with temperature = 1.0, this run has 0.5"),
     (train_apo, {"temperature": 0}, "--temperature=0.0: "),
     (train_apo, {"batch_size": 257, "mini_batch_size": 257},

@@ -114,13 +114,13 @@ def test_a_task_with_partial_credit_through_all_stages(tmp_path):
 @pytest.mark.parametrize("source, message", [
     (None, "there is no task 'mine.py'"),
     ("1 / 0\n", "mine.py can't be loaded: ZeroDivisionError: division by zero (mine.py, line 1)"),
-    ("def rows(split):\n    return []\nreward = rows\n", "mine: the train split has no rows"),
+    ("def rows(split):\n    return []\nreward = rows\n", "mine, train split: no rows"),
     ("def rows(split):\n    return [{}['x']]\nreward = rows\n",
      "mine.py: rows('train') raised KeyError: 'x' (mine.py, line 2)"),
     ("def rows(split):\n    return [{'prompt': '?', 'answer': 4}]\nreward = rows\n",
      "answer = 4 is not a string"),
     ("def rows(split):\n    return [{'prompt': '?'}]\nreward = rows\n",
-     "mine: row 1 of train has no 'answer' in it, only prompt"),
+     "mine, train split, row 1: no 'answer' in it, only prompt"),
 ])
 def test_task_files_that_are_wrong(source, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_own_rows(base, tmp_path, monkeypatch):
     done = run("prepare.py", "--source=both", "--reward=countdown", cwd=tmp_path)
     [row] = read_jsonl("data/both/test.jsonl", ())
     assert row == {"id": "both/test/0", "task": "countdown", "prompt": "?", "answer": "1"}
-    assert "1 prompts (1 dropped" in done.stdout
+    assert "both/test.jsonl: 1 dropped: no answer to grade by (the first is row 2)" in done.stdout
     for settings, message in (({"reward": "chess", "source": "mine.jsonl"}, "no task 'chess'"),
                               ({"reward": "math"}, "set --source to their file or folder")):
         assert message in error(prepare, monkeypatch, **settings)
@@ -226,14 +226,15 @@ def test_rows_as_people_have_them(name, content, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("mine.jsonl", lines(ROW, ["1+1=?", "2"]), "mine.jsonl, row 2: no object with names and val"),
+    ("mine.jsonl", lines(ROW, ["1+1=?", "2"]), "mine.jsonl, row 2: no names and values, but ['1"),
     ("mine.json", "[1", "mine.json can't be read: Expecting ',' delimiter"),
     ("mine.parquet", "PAR1", "mine.parquet can't be read: "),
-    ("mine.jsonl", lines(ROW, {"prompt": "?"}), " has no 'answer' in it, only prompt"),
+    ("mine.jsonl", lines(ROW, {"prompt": "?"}), "mine.jsonl, row 2: no 'answer' in it, only pr"),
     ("mine.jsonl", lines(ROW, {**VERL, "prompt": VERL["prompt"] * 2}), "the prompt has 2 messages"),
     ("mine.jsonl", lines(ROW, {**ROW, "prompt": "\ud83d"}), ": 'utf-8' codec can't encode"),
-    ("mine.jsonl", lines(*[{**ROW, "id": 1}] * 3), "row 2 of train: id '1' was used before"),
-    ("mine.jsonl", lines(ROW, {**ROW, "answer": None}), " split has no rows")])
+    ("mine.jsonl", lines(*[{**ROW, "id": 1}] * 3), "mine.jsonl, row 2: the id '1' was used"),
+    ("mine.jsonl", lines({**ROW, "answer": None}), "mine.jsonl: no rows"),
+    ("mine.jsonl", lines(ROW), "mine: one row is not enough for a train and a test split")])
 def test_rows_that_can_not_be_read(name, content, message, tmp_path, monkeypatch):
     """One line names the file or the row. Nothing is written, not even the split that is right."""
     monkeypatch.chdir(tmp_path)
@@ -250,17 +251,21 @@ def test_a_reward_of_ones_own_reads_the_whole_answer(tmp_path, monkeypatch):
     assert read_jsonl("data/rows/train.jsonl", ())[0]["answer"] == '["#### 1"]'
 
 
-@pytest.mark.parametrize("number, held_out", [(1, 1), (10, 1), (11, 2), (4990, 499), (5000, 500),
+@pytest.mark.parametrize("number, held_out", [(10, 1), (11, 2), (4990, 499), (5000, 500),
                                               (5010, 500)])
 def test_the_held_out_tenth(number, held_out, tmp_path):
     """It is rounded up, is at most 500 rows, and depends on the seed."""
     path = tmp_path / "mine.jsonl"
     write_jsonl(path, [{"id": i} for i in range(number)])
-    found = prepare.source_rows(str(path), "mine", ("train", "test"), 0)
+
+    def found_with(seed):
+        return prepare.source_rows(str(path), "mine", ("train", "test"), seed,
+                                   lambda path, prefix, rows: rows)
+
+    found = found_with(0)
     assert len(found["test"]) == held_out
     assert sorted(r["id"] for r in found["train"] + found["test"]) == list(range(number))
-    other = prepare.source_rows(str(path), "mine", ("train", "test"), 1)
-    assert number < 4990 or other["test"] != found["test"]
+    assert number < 4990 or found_with(1)["test"] != found["test"]
 
 
 # ---- published samples ---------------------------------------------------------------------------
