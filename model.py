@@ -1,14 +1,14 @@
-"""Qwen2.5 and Qwen3, written by hand: packed sequences, token log-probabilities, sharding.
+"""Qwen2.5, Qwen3 and Llama, written by hand: packed sequences, token log-probabilities, sharding.
 
     model = Qwen2.from_pretrained("Qwen/Qwen2.5-1.5B", dtype=torch.bfloat16)
     logps = model.token_logps(input_ids, cu_seqlens)     # (T,) ln p of each token given the earlier
 
 There is no padding and no batch dimension. B sequences lie end to end in one row of T tokens:
 sequence i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]. Parameters have the checkpoint's names, so
-loading, saving and streaming into vLLM need no table. All dense models of both families: base,
-instruct, Math, Coder, DeepSeek-R1-Distill-Qwen. Left out, because training doesn't need it:
-generation and its KV cache (vLLM does that), sliding windows and RoPE scaling (no published
-checkpoint of these turns them on; refused when loaded).
+loading, saving and streaming into vLLM need no table. All dense models of both Qwen families (base,
+instruct, Math, Coder, DeepSeek-R1-Distill-Qwen), and those of the Llama family without RoPE scaling
+(SmolLM2, TinyLlama, Llama 2 and 3; Llama 3.1 and later have it). Left out: generation and its KV
+cache (vLLM does that); sliding windows and RoPE scaling, which are refused when loaded.
 
 Shapes: T packed tokens, B sequences, L longest sequence, D hidden size, H query heads, K key/value
 heads, E head size, F feed-forward size, V vocabulary, N tokens whose log-probability is wanted.
@@ -48,7 +48,7 @@ LOGPS_CHUNK = 2048 if cuda else 512
 @dataclass
 class Config:
     """The fields of a config.json that the computation needs. Defaults: Qwen2.5-0.5B."""
-    model_type: str = "qwen2"  # or "qwen3": norms on queries and keys instead of biases
+    model_type: str = "qwen2"  # biases on q, k, v; "qwen3": norms on q, k; "llama": neither
     vocab_size: int = 151936
     hidden_size: int = 896
     intermediate_size: int = 4864
@@ -72,20 +72,21 @@ class Config:
         rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         layers = set(d.get("layer_types") or ["full_attention"])
-        architectures = d.get("architectures") or []
+        architectures, model_type = d.get("architectures") or [], d.get("model_type", "qwen2")
         check("quantization_config" not in d, "quantised weights can't be trained: take the "
               "original model")
-        for name, supported in (("model_type", d.get("model_type", "qwen2") in ("qwen2", "qwen3")),
+        for name, supported in (("model_type", model_type in ("qwen2", "qwen3", "llama")),
                                 ("architectures", all("CausalLM" in a for a in architectures)),
                                 ("hidden_act", d.get("hidden_act", "silu") == "silu"),
                                 ("attention_bias", not d.get("attention_bias", False)),
+                                ("mlp_bias", not d.get("mlp_bias", False)),
                                 ("layer_types", layers == {"full_attention"}),
                                 ("use_sliding_window", not d.get("use_sliding_window", False)),
                                 ("dual_chunk_attention_config",
                                  not d.get("dual_chunk_attention_config")),
                                 ("rope_scaling", rope_type == "default")):
-            check(supported, f"{name} = {d.get(name, rope)!r} is not a Qwen2.5 or Qwen3 that "
-                  "model.py implements")
+            check(supported, f"{name} = {d.get(name, rope)!r} is not a Qwen2.5, Qwen3 or Llama "
+                  "that model.py implements")
         known = {f.name: d[f.name] for f in fields(cls) if d.get(f.name) is not None}
         known["rope_theta"] = rope.get("rope_theta", d.get("rope_theta", 10000.0))
         known["tie_word_embeddings"] = d.get("tie_word_embeddings", False)
@@ -172,13 +173,13 @@ def apply_rotary(x, cos, sin):
 
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share K <= H key/value heads. Qwen2.5 has biases on
-    q, k, v; Qwen3 normalises each head of q and k."""
+    q, k, v; Qwen3 normalises each head of q and k; Llama does neither."""
     def __init__(self, c):
         super().__init__()
-        self.head_dim, qwen3 = c.head_dim, c.model_type == "qwen3"
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=not qwen3)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=not qwen3)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=not qwen3)
+        self.head_dim, bias, qwen3 = c.head_dim, c.model_type == "qwen2", c.model_type == "qwen3"
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=bias)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
         self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.rms_norm_eps) if qwen3 else nn.Identity()
                                     for _ in range(2))
         self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
@@ -304,8 +305,8 @@ class TokenLogps(torch.autograd.Function):
 
 
 class Qwen2(nn.Module):
-    """A Qwen2.5 or Qwen3 language model, in float32 and with random weights until some are loaded.
-    """
+    """A Qwen2.5, Qwen3 or Llama language model, in float32 and with random weights until some are
+    loaded."""
 
     def __init__(self, config):
         super().__init__()

@@ -1,5 +1,5 @@
-"""The published dense models of Qwen2.5 and Qwen3 against transformers: every configuration at its
-true shapes, without weights, and at a small width, with them. Other models are refused."""
+"""The published dense models of Qwen2.5, Qwen3 and Llama against transformers: every configuration
+at its true shapes, without weights, and at a small width, with them. Other models are refused."""
 import json
 
 from model import Config, Qwen2
@@ -32,16 +32,24 @@ MODELS = {
     "Qwen3-4B": (2560, 9728, 36, 32, 8, 151936, True, 1e6, 40960, 1e-6, 4.02),
     "Qwen3-8B": (4096, 12288, 36, 32, 8, 151936, False, 1e6, 40960, 1e-6, 8.19),
     "Qwen3-14B": (5120, 17408, 40, 40, 8, 151936, False, 1e6, 40960, 1e-6, 14.77),
-    "Qwen3-32B": (5120, 25600, 64, 64, 8, 151936, False, 1e6, 40960, 1e-6, 32.76)}
+    "Qwen3-32B": (5120, 25600, 64, 64, 8, 151936, False, 1e6, 40960, 1e-6, 32.76),
+    "SmolLM2-135M": (576, 1536, 30, 9, 3, 49152, True, 1e5, 8192, 1e-5, 0.13),
+    "SmolLM2-360M": (960, 2560, 32, 15, 5, 49152, True, 1e5, 8192, 1e-5, 0.36),
+    "SmolLM2-1.7B": (2048, 8192, 24, 32, 32, 49152, True, 1.3e5, 8192, 1e-5, 1.71),
+    "TinyLlama-1.1B": (2048, 5632, 22, 32, 4, 32000, False, 1e4, 2048, 1e-5, 1.10),
+    "Llama-2-7B": (4096, 11008, 32, 32, 32, 32000, False, 1e4, 4096, 1e-5, 6.74),
+    "Llama-3-8B": (4096, 14336, 32, 32, 8, 128256, False, 5e5, 8192, 1e-5, 8.03)}
 
 
 def published(name):
     """A config.json as on the hub, as far as it matters."""
-    kind = "qwen3" if name.startswith("Qwen3") else "qwen2"
+    kind = {"Qwen2.5": "qwen2", "R1": "qwen2", "Qwen3": "qwen3"}.get(name.split("-")[0], "llama")
     config = {"model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"],
               "hidden_act": "silu", "use_sliding_window": False, "sliding_window": 131072,
               "max_window_layers": 28, "initializer_range": 0.02,
               **dict(zip(KEYS, MODELS[name][:-1], strict=True))}
+    if kind == "llama":
+        config |= {"attention_bias": False, "mlp_bias": False, "rope_scaling": None}
     if kind == "qwen3":
         config |= {"attention_bias": False, "head_dim": 128, "sliding_window": None,
                    "rope_scaling": None}
@@ -106,6 +114,7 @@ def test_a_published_model(name, tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"model_type": "qwen3_moe"}, {"hidden_act": "gelu"}, {"attention_bias": True},
+    {"mlp_bias": True},
     {"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]},
     {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {"architectures": ["Qwen3ForTokenC"]},

@@ -1,6 +1,6 @@
 """vLLM against the trainer: samples must come from the weights that are trained.
 
-A real engine in float32 on the CPU, for each shape that the two families have.
+A real engine in float32 on the CPU, for each shape that the three families have.
 """
 import reward
 from lib.base_model import byte_tokenizer
@@ -12,7 +12,8 @@ from conftest import cpu_only, logp_errors, random_model, tiny_config
 
 pytestmark = [cpu_only, pytest.mark.slow]  # test_cuda.py compares on a GPU
 MAX_TOKENS = 24
-SHAPES = {"tied": {}, "untied": {"tie_word_embeddings": False}, "Qwen3": {"model_type": "qwen3"}}
+SHAPES = {"tied": {}, "untied": {"tie_word_embeddings": False}, "Qwen3": {"model_type": "qwen3"},
+          "Llama": {"model_type": "llama"}}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -24,7 +25,9 @@ def setting(request, tmp_path_factory):
     config = tiny_config(hidden_size=128, head_dim=32, vocab_size=len(tokenizer),
                          **SHAPES[request.param])
     path = str(tmp_path_factory.mktemp("model"))
-    random_model(config, seed=0).save_pretrained(path)
+    model = random_model(config, seed=0)
+    model.hf_config = {"eos_token_id": tokenizer.eos_token_id}  # without it Llama's default is 2
+    model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     engine = Engine(path, "float32", 400, gpu_memory_utilization=0.3)
     yield engine, path, random_model(config, seed=1)
