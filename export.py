@@ -32,8 +32,9 @@ def export(path):
     check(fingerprint(initial_model) == constants["fingerprint of model"],
           f"{constants['model']} is not the model any more with which {path} began")
     dtype, steps = getattr(torch, constants["dtype"]), path[-6:]
-    policy = Qwen2.from_pretrained(initial_model, dtype)  # for its shape; the weights are replaced
-    weights = policy.state_dict()
+    rank, alpha = constants.get("lora_rank"), constants.get("lora_alpha")
+    policy = Qwen2.from_pretrained(initial_model, dtype, lora=(rank, alpha) if rank else None)
+    weights = {name: p.data for name, p in policy.named_parameters() if p.requires_grad}
     saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     if "policy.policy.model.norm.weight" in saved:  # PPO's checkpoints hold the critic, too
         weights = {f"policy.{name}": tensor for name, tensor in weights.items()}

@@ -19,6 +19,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
+from itertools import chain
 from typing import NamedTuple
 
 from lib.cli import check
@@ -29,6 +30,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -171,18 +173,34 @@ def apply_rotary(x, cos, sin):
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
 
+class Linear(nn.Linear):
+    """W x + b, and with an adapter also (alpha / rank) B A x: LoRA (arXiv 2106.09685), section 4.1.
+    """
+    scale = 0.0  # alpha / rank while the adapter is on
+
+    def add_adapter(self, rank):
+        check(rank <= min(self.in_features, self.out_features), f"--lora_rank={rank} is larger "
+              f"than a layer of {self.in_features} x {self.out_features}")
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features))   # (rank, in)
+        self.lora_B = nn.Parameter(torch.empty(self.out_features, rank))  # (out, rank)
+
+    def forward(self, x):  # (T, in) -> (T, out)
+        y = super().forward(x)
+        return y + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B) if self.scale else y
+
+
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share K <= H key/value heads. Qwen2.5 has biases on
     q, k, v; Qwen3 normalises each head of q and k; Llama does neither."""
     def __init__(self, c):
         super().__init__()
         self.head_dim, bias, qwen3 = c.head_dim, c.model_type == "qwen2", c.model_type == "qwen3"
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
+        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=bias)
+        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
+        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
         self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.rms_norm_eps) if qwen3 else nn.Identity()
                                     for _ in range(2))
-        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
+        self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
 
     def forward(self, x, packing):  # (T, D) -> (T, D)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim))
@@ -196,9 +214,9 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)). Shazeer 2020, arXiv 2002.05202."""
     def __init__(self, c):
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
 
     def forward(self, x):  # (T, D) -> (T, D)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -313,6 +331,7 @@ class Qwen2(nn.Module):
         self.config = config
         self.checkpoint_activations = False  # recompute each layer in backward, to save memory
         self.fuse = False                    # whether compile_layers was called
+        self.lora_scale = 0.0                # alpha / rank; 0: no adapters, all weights are trained
         self.model = Transformer(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -390,12 +409,48 @@ class Qwen2(nn.Module):
         for layer in self.model.layers:  # their forward alone: FSDP's hooks stay outside
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
+    # ---- adapters: low-rank changes of the layers' weights, trained in their place ---------------
+
+    def add_adapters(self, rank, alpha):
+        """Freeze the weights, and give each linear layer of attention and MLP an adapter, float32.
+
+        Raises ValueError if the rank is larger than a layer.
+        """
+        self.requires_grad_(False)
+        self.lora_scale = alpha / rank
+        for module in self.adapted():
+            module.add_adapter(rank)
+        self.use_adapters(True)
+
+    def adapted(self):
+        return [m for m in self.model.layers.modules() if isinstance(m, Linear)]
+
+    def use_adapters(self, on):
+        """Switch the adapters on or off. Without them this is the model that was loaded."""
+        for module in self.adapted():
+            module.scale = self.lora_scale * on
+
+    def initial_adapters(self):
+        """Yield (name, tensor) of new adapters: A random, B zero, so that they change nothing."""
+        generator = torch.Generator().manual_seed(0)  # the same on all ranks
+        for name, p in self.named_parameters():
+            if name.endswith("lora_A"):
+                a = p.shape[1] ** -0.5
+                yield name, torch.empty(p.shape).uniform_(-a, a, generator=generator)
+            elif name.endswith("lora_B"):
+                yield name, torch.zeros(p.shape)
+
+    def trained_parameters(self):
+        return [p for p in self.parameters() if p.requires_grad]
+
     # ---- weights in and out ----------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_name, dtype=torch.float32, device="cpu", shard=None):
+    def from_pretrained(cls, path_or_hub_name, dtype=torch.float32, device="cpu", shard=None,
+                        lora=None):
         """Load a Hugging Face checkpoint; every name and shape must be there, and no other.
 
+        lora: (rank, alpha) of the adapters that it is to have, which are float32 and trained.
         shard, if given, is called with the model before memory is allocated for it (shard_model);
         then each process keeps only its own part. Raises FileNotFoundError or ValueError.
         """
@@ -405,15 +460,19 @@ class Qwen2(nn.Module):
             model = cls(Config.from_pretrained(path)).to(dtype)
         with open(os.path.join(path, "config.json")) as f:
             model.hf_config = json.load(f)
+        if lora:
+            with torch.device("meta"):
+                model.add_adapters(*lora)
         if shard:
             shard(model)
         model.to_empty(device=device)
         params = dict(model.named_parameters())
-        for name, tensor in read_weights(path, model.config.tie_word_embeddings):
+        for name, tensor in chain(read_weights(path, model.config.tie_word_embeddings),
+                                  model.initial_adapters()):
             p = params[name]
             if isinstance(p, DTensor):  # each rank has read the tensor and cuts its own part out
-                tensor = distribute_tensor(tensor.to(p.device, dtype), p.device_mesh, p.placements,
-                                           src_data_rank=None)
+                tensor = distribute_tensor(tensor.to(p.device, p.dtype), p.device_mesh,
+                                           p.placements, src_data_rank=None)
             with torch.no_grad():
                 p.copy_(tensor)
         return model
@@ -421,20 +480,30 @@ class Qwen2(nn.Module):
     def gather_weights(self, dtype=None):
         """Yield (name, whole tensor), in `dtype` or as it is, in the checkpoint's order.
 
+        Adapters are merged into their layers' weights, in float32, each time from the frozen ones.
         Of a sharded model one parameter at a time is gathered, and all ranks must iterate to the
         end.
         """
-        for name, p in self.named_parameters():
+        def gathered(p, dtype=None):
             p = p.detach()
             if isinstance(p, DTensor):  # cast before gathering, and gather on the GPU if offloaded
                 p = p.to(p.device_mesh.device_type, dtype).full_tensor()
-            yield name, p.to(dtype or p.dtype)
+            return p.to(dtype or p.dtype)
+
+        for name, p in self.named_parameters():
+            parent, _, last = name.rpartition(".")
+            module = self.get_submodule(parent)
+            if last == "weight" and hasattr(module, "lora_B"):
+                change = gathered(module.lora_B) @ gathered(module.lora_A)            # (out, in)
+                merged = gathered(p, torch.float32) + self.lora_scale * change
+                yield name, merged.to(dtype or p.dtype)
+            elif not last.startswith("lora_"):
+                yield name, gathered(p, dtype)
 
     def save_pretrained(self, path, dtype=None):
         """Write config.json and safetensors (files of at most 5 GB) into the folder `path`, in
         `dtype` or as they are. All ranks call it, rank 0 writes."""
-        dtype = dtype or next(self.parameters()).dtype
-        weights = {}
+        dtype, weights = dtype or next(self.parameters()).dtype, {}
         for name, tensor in self.gather_weights(dtype):
             if rank == 0:
                 weights[name] = tensor.cpu().clone()  # it may be a view of a larger buffer
@@ -450,6 +519,39 @@ class Qwen2(nn.Module):
         save_torch_state_dict(weights, path, max_shard_size="5GB")
         for file in weight_files(path):  # it keeps them from other users
             shutil.copymode(os.path.join(path, "config.json"), file)
+
+
+    def save_adapters(self, path, initial_model):
+        """Write the adapters alone, in PEFT's format. initial_model: the name of the model that
+        they change. All ranks call it, rank 0 writes."""
+        weights = {f"base_model.model.{name}.weight": p.full_tensor() if isinstance(p, DTensor)
+                   else p for name, p in self.named_parameters() if "lora_" in name}
+        if rank > 0:
+            return
+        os.makedirs(path)
+        save_file({name: p.detach().cpu().clone() for name, p in weights.items()},
+                  os.path.join(path, "adapter_model.safetensors"), {"format": "pt"})
+        r = len(self.adapted()[0].lora_A)
+        file = os.path.join(path, "adapter_config.json")
+        with open(file, "w") as f:
+            json.dump({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r,
+                       "lora_alpha": self.lora_scale * r, "base_model_name_or_path": initial_model,
+                       "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+                                          "up_proj", "down_proj"]}, f, indent=2)
+        shutil.copymode(file, os.path.join(path, "adapter_model.safetensors"))
+
+
+class WithoutAdapters:
+    """A policy with its adapters off, as a reference: the model that it was before training."""
+
+    def __init__(self, policy):
+        self.policy, self.reshard = policy, policy.reshard
+
+    def token_logps(self, *arguments):
+        self.policy.use_adapters(False)
+        logps = self.policy.token_logps(*arguments)
+        self.policy.use_adapters(True)
+        return logps
 
 
 def check_checkpoint(path):
@@ -501,12 +603,13 @@ def shard_model(model, compute_dtype, offload=False, pin=False):
     fully_shard(model, **settings)
 
 
-def load_sharded(kind, path, dtype, compute_dtype, plan, compile=False):
+def load_sharded(kind, path, dtype, compute_dtype, plan, compile=False, lora=None):
     """A model of the class `kind` with the weights in `path`, kept in `dtype` and sharded over all
-    ranks. plan: how it uses memory (lib.memory.Plan); compile: see compile_layers."""
+    ranks. plan: how it uses memory (lib.memory.Plan); compile: see compile_layers; lora: see
+    from_pretrained."""
     model = kind.from_pretrained(path, dtype, "cpu" if plan.offload else device,
                                  partial(shard_model, compute_dtype=compute_dtype,
-                                         offload=plan.offload, pin=plan.pin))
+                                         offload=plan.offload, pin=plan.pin), lora)
     model.checkpoint_activations = plan.recompute
     if compile:
         model.compile_layers()

@@ -38,7 +38,7 @@ from lib.memory import make_plan
 from lib.run import Run
 from lib.samples import PROMPT_SETTINGS, match_values
 from lib.weights import fingerprint
-from model import LOGPS_CHUNK, Qwen2, load_sharded, open_model
+from model import LOGPS_CHUNK, Qwen2, WithoutAdapters, load_sharded, open_model
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -65,6 +65,8 @@ lr_decay = True                  # linearly to 0 at max_steps; False: constant
 weight_decay = 0.0
 grad_clip = 1.0                  # largest norm of an update's gradient
 entropy_coef = 0.0               # bonus on the mean entropy per token; the paper's code has 1e-3
+lora_rank = 0                    # of the adapters that are trained; 0: train all weights
+lora_alpha = 32.0                # their effect is multiplied by lora_alpha / lora_rank
 # evaluation on held-out prompts
 eval_every = 4                   # steps
 eval_prompts = 256               # number of prompts of data/<task>/test.jsonl; 0: all
@@ -173,6 +175,8 @@ def start(args, inputs, responses_per_prompt=1, critic=False):
     largest = args.mini_batch_size * responses_per_prompt // world_size * longest
     with torch.device("meta"):
         shape = Qwen2(inputs.config)
+        if args.lora_rank:
+            shape.add_adapters(args.lora_rank, args.lora_alpha)
     plan = make_plan(shape, largest, LOGPS_CHUNK, args.dtype, args.micro_batch_tokens,
                      args.checkpoint_activations, args.offload, args.compile, critic)
     set_activity("building the engine")
@@ -215,9 +219,13 @@ def main(args):
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    policy = load(torch.float32)
-    reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.999),
+    if args.lora_rank:  # without the adapters that are trained the policy is the initial model
+        policy = load(run.dtype, lora=(args.lora_rank, args.lora_alpha))
+        reference = WithoutAdapters(policy)
+    else:
+        policy = load(torch.float32)
+        reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
+    optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
     run.start(engine, policy, optimizer, evaluate)
 

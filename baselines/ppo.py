@@ -29,7 +29,7 @@ from lib.batches import make_updates
 from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import all_reduce_sum, device, run_stage, stop_requested, world_size
-from model import Qwen2, load_sharded
+from model import Qwen2, WithoutAdapters, load_sharded
 from train_apo import decay, finish, read_inputs, start
 
 import torch
@@ -55,6 +55,10 @@ class Critic(Qwen2):
     def __init__(self, config):
         super().__init__(replace(config, tie_word_embeddings=True))  # without lm_head
         self.value_head = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def add_adapters(self, rank, alpha):
+        super().add_adapters(rank, alpha)
+        self.value_head.float().requires_grad_(True)
 
     def forward(self, input_ids, cu_seqlens):
         """Entry t (of T, float32) is the value of the state before token t: of the tokens before it
@@ -126,10 +130,15 @@ def main(args):
     # ---- policy, critic, reference, optimizer ----
     load = partial(load_sharded, path=inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    policy, critic = load(Qwen2, dtype=torch.float32), load(Critic, dtype=torch.float32)
-    reference = load(Qwen2, dtype=run.dtype).requires_grad_(False)  # it stays the initial policy
+    if args.lora_rank:  # without the adapters that are trained the policy is the initial model
+        load = partial(load, dtype=run.dtype, lora=(args.lora_rank, args.lora_alpha))
+        policy, critic = load(Qwen2), load(Critic)
+        reference = WithoutAdapters(policy)
+    else:
+        policy, critic = load(Qwen2, dtype=torch.float32), load(Critic, dtype=torch.float32)
+        reference = load(Qwen2, dtype=run.dtype).requires_grad_(False)  # the initial policy
     trained = nn.ModuleDict({"policy": policy, "critic": critic})
-    optimizer = torch.optim.AdamW([{"params": part.parameters()} for part in trained.values()],
+    optimizer = torch.optim.AdamW([{"params": m.trained_parameters()} for m in trained.values()],
                                   betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True)
     run.start(engine, policy, optimizer, evaluate, trained)
 

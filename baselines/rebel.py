@@ -26,7 +26,7 @@ from lib.batches import make_updates
 from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import device, run_stage, stop_requested, world_size
-from model import Qwen2, load_sharded
+from model import Qwen2, WithoutAdapters, load_sharded
 from train_apo import decay, finish, read_inputs, start
 
 import torch
@@ -60,9 +60,13 @@ def main(args):
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    policy = load(torch.float32)
-    reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.999),
+    if args.lora_rank:  # without the adapters that are trained the policy is the initial model
+        policy = load(run.dtype, lora=(args.lora_rank, args.lora_alpha))
+        reference = WithoutAdapters(policy)
+    else:
+        policy = load(torch.float32)
+        reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
+    optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
     run.start(engine, policy, optimizer, evaluate)
 

@@ -19,6 +19,7 @@ gpu = 80.0                     # GB of one GPU
 micro_batch_tokens = 16384     # tokens in one forward and backward pass, on each rank
 dtype = "bfloat16"             # of computation, float32 or bfloat16
 checkpoint_activations = True  # recompute activations in backward
+lora_rank = 32                 # of the last column
 # --------------------------------------------------------------------------------------------------
 
 # The embedded tasks' model, and Qwen2.5's.
@@ -51,18 +52,21 @@ def main(args):
           f"{args.dtype}{', activations recomputed' * args.checkpoint_activations}; "
           f"* fits {args.gpu:g} GB\n\n"
           f"{'model':<8}{'GPUs':>5}{'all on the GPU':>18}{'with offload':>16}"
-          f"{'host memory with offload':>28}")
+          f"{'host memory with offload':>28}{'adapters':>12}")
     for size in list(SIZES)[1:]:
-        model = on_meta_device(size)
+        model, lora = on_meta_device(size), on_meta_device(size)
+        with torch.device("meta"):
+            lora.add_adapters(args.lora_rank, 32.0)
         for gpus in (1, 2, 4, 8):
-            (kept, _), (offloaded, on_host) = (
-                estimate(model, gpus, args.micro_batch_tokens, args.dtype, LOGPS_CHUNK,
-                         args.checkpoint_activations, offload) for offload in (False, True))
-            used = [sum(parts.values()) / 1e9 for parts in (kept, offloaded)]
+            (kept, _), (offloaded, on_host), (adapters, _) = (
+                estimate(m, gpus, args.micro_batch_tokens, args.dtype, LOGPS_CHUNK,
+                         args.checkpoint_activations, offload)
+                for m, offload in ((model, False), (model, True), (lora, False)))
+            used = [sum(parts.values()) / 1e9 for parts in (kept, offloaded, adapters)]
             # 8% of the GPU are for libraries, and for what torch's allocator can't use.
             cells = [f"{x:.1f}{'*' if x <= 0.92 * args.gpu else ' '}" for x in used]
             host = sum(on_host.values()) * gpus / 1e9
-            print(f"{size:<8}{gpus:>5}{cells[0]:>18}{cells[1]:>16}{host:>28.1f}")
+            print(f"{size:<8}{gpus:>5}{cells[0]:>18}{cells[1]:>16}{host:>28.1f}{cells[2]:>12}")
 
 
 if __name__ == "__main__":

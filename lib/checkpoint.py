@@ -19,7 +19,11 @@ from lib.files import atomic_dir
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_state_dict,
+                                                     set_state_dict)
+
+# Weights that an adapter changes are not part of a checkpoint.
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 def all_checkpoints(folder):
@@ -64,7 +68,7 @@ def save_checkpoint(folder, steps, trained, optimizer, constants, keep):
     """
     path = os.path.join(folder, "ckpt", f"step-{steps:06d}")
     older = [p for p in all_checkpoints(folder) if p < path]
-    weights, state = get_state_dict(trained, optimizer)
+    weights, state = get_state_dict(trained, optimizer, options=TRAINED)
     try:
         with atomic_dir(path) as temporary:
             dcp.save({"policy": weights, "optimizer": state}, checkpoint_id=temporary)
@@ -72,7 +76,7 @@ def save_checkpoint(folder, steps, trained, optimizer, constants, keep):
                 with open(os.path.join(temporary, "checkpoint.json"), "w") as f:
                     json.dump({"constants": constants}, f, indent=2)
     except (OSError, CheckpointException) as e:
-        needed = 12 * sum(p.numel() for p in trained.parameters())
+        needed = 12 * sum(p.numel() for p in trained.parameters() if p.requires_grad)
         free = shutil.disk_usage(folder).free
         rest = (f"{older[-1]} is intact: make room, and the same command continues from it" if older
                 else "Make room and start again")
@@ -85,7 +89,7 @@ def save_checkpoint(folder, steps, trained, optimizer, constants, keep):
 
 def load_checkpoint(path, trained, optimizer):
     """Load the weights and AdamW's state. Raises ValueError if the content is damaged."""
-    weights, state = get_state_dict(trained, optimizer)
+    weights, state = get_state_dict(trained, optimizer, options=TRAINED)
     logging.disable(logging.WARNING)  # torch would log a traceback for each rank
     try:
         dcp.load({"policy": weights, "optimizer": state}, checkpoint_id=path)
@@ -96,7 +100,8 @@ def load_checkpoint(path, trained, optimizer):
         raise ValueError(damaged(path, cause)) from None
     finally:
         logging.disable(logging.NOTSET)
-    set_state_dict(trained, optimizer, model_state_dict=weights, optim_state_dict=state)
+    set_state_dict(trained, optimizer, model_state_dict=weights, optim_state_dict=state,
+                   options=TRAINED)
 
 
 def cause_of(error):

@@ -29,31 +29,36 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
              compile=False, defer_sharding=False, critic=False):
     """({part: bytes} on the device, the same in host memory) at the peak of a training step.
 
-    model: a Qwen2, on the meta device; shards: processes that share one copy of it; tokens: in a
-    micro-batch; logps_chunk: tokens whose logits exist at the same time; critic: whether a network
-    of the same shape is trained, too, after the policy.
+    model: a Qwen2, on the meta device, with its adapters if it has some; shards: processes that
+    share one copy of it; tokens: in a micro-batch; logps_chunk: tokens whose logits exist at the
+    same time; critic: whether a network of the same shape is trained, too, after the policy.
     """
     c, b = model.config, torch.finfo(getattr(torch, dtype)).bits // 8  # b: bytes of a number
-    sizes = [p.numel() for p in model.parameters()]
-    n = sum(sizes)
+    all_weights, trained = list(model.parameters()), model.trained_parameters()
+    n, num_trained = (sum(p.numel() for p in weights) for weights in (all_weights, trained))
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    lora = num_trained < n  # frozen weights have no gradients
 
-    def pinned(width):  # pinned host memory rounds each tensor up to a power of two bytes
-        return sum(2 ** ceil(log2(max(width * size / shards, 1))) for size in sizes)
+    def pinned(width, weights):  # pinned host memory rounds each tensor up to a power of two bytes
+        return sum(2 ** ceil(log2(max(width * p.numel() / shards, 1))) for p in weights)
 
-    trained = "weights, gradients and AdamW"  # all in float32
+    # What is trained is in float32. The reference is a second model, or the policy's own weights if
+    # only its adapters are trained; then the critic needs a copy of its own.
+    trains, references = "trained weights, gradients and AdamW", 1 + (critic and lora)
     if offload:
         on_device = {}
-        on_host = {trained: (1 + critic) * (2 * pinned(4) + 8 * n / shards), "reference": pinned(b)}
+        on_host = {trains: (1 + critic) * (2 * pinned(4, trained) + 8 * num_trained / shards),
+                   "reference": references * pinned(b, all_weights)}
     else:
-        on_device = {trained: (1 + critic) * 16 * n / shards, "reference": b * n / shards}
+        on_device = {trains: (1 + critic) * 16 * num_trained / shards,
+                     "reference": references * b * n / shards}
         on_host = {}
     # FSDP gathers the root (embeddings, head) and two layers: weights and gradients, and these once
     # more in float32 on their way to be reduced.
     root = n - c.num_hidden_layers * layer
-    on_device["gathered"] = (2 * b + 4) * (root + 2 * layer)
+    on_device["gathered"] = (b if lora else 2 * b + 4) * (root + 2 * layer)
     if defer_sharding:  # whole weights and gradients; the sharded gradients above don't exist then
-        on_device["whole"] = round((b + 4 - (0 if offload else 4 / shards)) * n)
+        on_device["whole"] = round(b * n if lora else (b + 4 - (0 if offload else 4 / shards)) * n)
     # Backward needs of a layer, per token: two norms, each its input in float32 and its output; q,
     # k, v and the attention's output; the MLP's gate before and after silu, up, and their product,
     # one of which is computed again if the layer is compiled.

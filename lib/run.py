@@ -238,10 +238,10 @@ class Run:
         if self.step < max(self.max_steps, 1):
             if self.step > self.saved_step:
                 self.save()
-            saved = (f"; for a model of what is saved: python export.py {self.folder}"
-                     if self.step else "")
-            raise KeyboardInterrupt(f"stopped after {self.step} steps: run the same command again "
-                                    f"to continue{saved}")
+            again = "run the same command again to continue"
+            raise KeyboardInterrupt(
+                f"stopped after {self.step} steps, which are saved: {again}, or make a model of "
+                f"them: python export.py {self.folder}" if self.step else f"stopped: {again}")
         set_activity("writing the model")
         write_model(os.path.join(self.folder, "model"), self.policy, self.dtype, initial_model,
                     {"steps": self.step, "processes": world_size, "hardware": hardware(),
@@ -279,6 +279,8 @@ def write_model(folder, policy, dtype, initial_model, training):
     change from the folder initial_model, and training.json. All ranks call it."""
     with atomic_dir(folder) as temporary:
         policy.save_pretrained(temporary, dtype)
+        if policy.lora_scale:
+            policy.save_adapters(os.path.join(temporary, "adapter"), training["constants"]["model"])
         if rank == 0:
             copy_unchanged(initial_model, temporary)
             with open(os.path.join(temporary, "training.json"), "w") as f:
