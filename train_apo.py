@@ -11,7 +11,7 @@ minimises
 
 with V* from estimate_value.py. For the optimal policy the two terms are equal: its log-ratio is the
 optimal advantage. Compared with PPO and GRPO there is no critic, no group of responses per prompt,
-no clipping and no importance ratio (baselines/ has PPO, GRPO and REBEL with the loop of this file).
+no clipping and no importance ratio (baselines/ has PPO, GRPO, REBEL and OAPL in the same shape).
 
 Reads data/<task>/{train,test}.jsonl and <out>/values.pt. Writes <out>/metrics.jsonl, one line per
 step, <out>/eval-<step>.jsonl, the responses of each evaluation, <out>/ckpt, <out>/model and

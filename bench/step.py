@@ -41,7 +41,7 @@ from model import LOGPS_CHUNK
 import numpy as np
 import torch
 
-algorithms = "apo"       # or several of apo, ppo, rebel, grpo
+algorithms = "apo"       # or several of apo, ppo, rebel, grpo, oapl
 equal = "generations"    # or prompts, or both: what all algorithms have as many of per step
 size = "0.5B"            # or 1M, 1.5B, 3B, 7B
 steps = 3                # the first is not counted
@@ -62,7 +62,7 @@ resume = False
 
 # By algorithm: its script, and the responses per prompt.
 ALGORITHMS = {"apo": ("train_apo", 1), "ppo": ("baselines.ppo", 1), "rebel": ("baselines.rebel", 2),
-              "grpo": ("baselines.grpo", 8)}
+              "grpo": ("baselines.grpo", 8), "oapl": ("baselines.oapl", 8)}
 PHASES = ("generate", "reference", "grade", "train", "sync")
 
 

@@ -316,7 +316,7 @@ def table_line(m):
     return (f"{m['step']:4d}  {m['reward']:6.3f}  {accuracy:^19}  {kl:8.5f}  {m['loss']:6.4f}  "
             f"{m['grad_norm']:6.3f}  {m['response_length']:6.1f}  {m['truncated']:5.0%}  "
             f"{m['logp_diff_max']:.1e}  {m['tokens'] / m['seconds_step']:5.0f}  "
-            f"{m['seconds_generate']:13.2f} {m['seconds_reference']:4.2f} "
+            f"{m['seconds_generate']:13.2f} {m.get('seconds_reference', 0):4.2f} "
             f"{m['seconds_train']:5.2f} {m['seconds_sync']:4.2f}")
 
 

@@ -13,7 +13,7 @@ import evaluate
 import lib.run
 import reward
 import train_apo
-from baselines import grpo, ppo, rebel
+from baselines import grpo, oapl, ppo, rebel
 from estimate_value import optimal_value
 from evaluate import pass_at_k, wilson
 from lib.base_model import byte_tokenizer
@@ -219,6 +219,17 @@ def rebel_update(ys):
     return rebel_by_hand(*sums_of(ys, "logps", "sampled", "ref", "reward"), 4.0, 0.3)
 
 
+def oapl_update(ys):
+    for group in (ys[:2], ys[2:]):
+        rewards = torch.stack([y.reward for y in group])
+        for y in group:  # one of two is right, both or none
+            y.v_star = 0.25 * math.log(sum(math.exp(r / 0.25) for r in rewards.tolist()) / 2)
+            y.kept = float(rewards[0] != rewards[1])
+            y.ref = y.logps.detach()  # of the KL in the metrics
+    return sum(y.kept * (0.1 * (y.logps - y.sampled).sum() + y.v_star - y.reward) ** 2
+               for y in ys) / len(ys)
+
+
 def grpo_update(ys):
     for group in (ys[:2], ys[2:]):
         std, mean = torch.std_mean(torch.stack([y.reward for y in group]))
@@ -309,6 +320,8 @@ STAGES = {
     "rebel": (rebel, rebel_update, dict(batch_size=4, mini_batch_size=2, eta=4.0, kl_coef=0.3)),
     "grpo": (grpo, grpo_update, dict(batch_size=4, mini_batch_size=2, group_size=2, clip_ratio=0.1,
                                      kl_coef=0.3)),
+    "oapl": (oapl, oapl_update, dict(batch_size=4, mini_batch_size=2, group_size=2, beta1=0.25,
+                                     beta2=0.1, drop_equal=True)),
     "ppo": (ppo, ppo_update, dict(batch_size=8, mini_batch_size=4, clip_ratio=0.1, clip_value=0.1,
                                   kl_coef=0.3, gamma=0.9, gae_lambda=0.8, critic_lr=2e-3))}
 
@@ -337,7 +350,7 @@ def test_training_is_what_its_formulas_say(name, train):
 
 @cpu_only
 @pytest.mark.parametrize("name", ["apo", *(pytest.param(name, marks=pytest.mark.slow)
-                                           for name in ("rebel", "grpo", "ppo"))])
+                                           for name in ("rebel", "grpo", "oapl", "ppo"))])
 def test_a_run_continues_bit_for_bit(name, train):
     """From the checkpoint of its first steps a run does what it would have done without stopping.
     Weights and AdamW's state are float32 also when the computation is in bfloat16, in which the

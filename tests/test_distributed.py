@@ -20,7 +20,7 @@ LORA = ("train_apo.py", "--out=out/new", "--lora_rank=2", "--lr=4e-3", "--batch_
 TRAIN = [APO, LORA, *(
     (f"baselines.{name}", f"--batch_size={size}", f"--mini_batch_size={size // 2}",
      "--eval_prompts=16", "--max_steps=3")
-    for name, size in (("grpo", 8), ("rebel", 16), ("ppo", 32)))]
+    for name, size in (("grpo", 8), ("oapl", 8), ("rebel", 16), ("ppo", 32)))]
 
 
 def test_two_processes_agree_with_one(base, tmp_path):
@@ -51,5 +51,6 @@ def test_two_processes_agree_with_one(base, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in ("rewards", "lengths", "finished", "v_star"))
     assert_same_evaluation(one, two)
     for name, rel in (("arithmetic", 2e-5), ("new", 2e-4), ("arithmetic_grpo", 2e-4),
-                      ("arithmetic_rebel", 2e-4), ("arithmetic_ppo", 2e-4)):
+                      ("arithmetic_oapl", 2e-4), ("arithmetic_rebel", 2e-4),
+                      ("arithmetic_ppo", 2e-4)):
         assert_same_training(*(folder / f"out/{name}" for folder in (one, two)), rel)

@@ -306,10 +306,11 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
 
 MUST_BE_EQUAL = set("""model task seed max_prompt_tokens chat_template chat_template_kwargs
 max_response_tokens temperature max_steps batch_size mini_batch_size lr lr_decay weight_decay
-grad_clip entropy_coef dtype""".split())
+grad_clip entropy_coef lora_rank lora_alpha dtype""".split())
 OWN = {"train_apo": {"filter_incorrect", "beta2"}, "baselines.rebel": {"eta", "kl_coef"},
        "baselines.ppo": {"clip_ratio", "clip_value", "kl_coef", "gamma", "gae_lambda", "critic_lr"},
-       "baselines.grpo": {"group_size", "clip_ratio", "kl_coef"}}
+       "baselines.grpo": {"group_size", "clip_ratio", "kl_coef"},
+       "baselines.oapl": {"group_size", "beta1", "beta2", "drop_equal"}}
 
 
 @pytest.mark.parametrize("stage", OWN)
