@@ -96,8 +96,8 @@ def data_rows(where, prefix, originals, graded_by, row):
     for number, original in enumerate(originals, 1):
         try:
             check(isinstance(original, dict), f"no names and values, but {str(original)[:50]}")
-            new = {"id": f"{prefix}/{number - 1}"} | row(original) | {"task": graded_by}
-            new["id"] = str(new["id"])
+            new = {"id": f"{prefix}/{number - 1}", "task": graded_by} | row(original)
+            new |= {"id": str(new["id"]), "task": graded_by}
             check(new["id"] not in ids, f"the id {new['id']!r} was used before")
             ids.add(new["id"])
             for key in ("prompt", "answer"):
