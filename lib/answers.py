@@ -4,29 +4,28 @@ r"""Comparison of final answers, in LaTeX or plain text, by value.
     is_equivalent("x > 3", r"(3, \infty)")                       # True
     is_equivalent("0.333", r"\frac13")                           # False: near, but not equal
 
-How two answers are compared:
-  1. Answers in words are compared as words.
-  2. lib/latex.py makes trees of all others. No text is ever run as code.
-  3. `same` compares trees by kind: lists in any order, tuples in order, intervals and inequalities
-     as sets of reals, equations up to a factor, matrices entry by entry ...
-  4. That leaves pairs of numbers or formulas, which are evaluated: with exact fractions as long as
-     possible; else with mpmath to 40 digits and, if these agree, to 500. Variables take random
-     values. Two polynomials that agree there are equal (Schwartz-Zippel lemma); two formulas with
-     roots, powers or functions whose first 450 digits agree are taken to be equal.
+lib/latex.py reads an answer into a tree, whose kind says what it is: a list, an interval, a matrix,
+a formula ... RULES says for each two kinds how they are compared. In the end two numbers or formulas
+are evaluated: with exact fractions as long as possible; else with mpmath to 40 digits and, if these
+agree, to 500. Variables take random values. Two polynomials that agree there are equal
+(Schwartz-Zippel lemma); two formulas with roots, powers or functions whose first 450 digits agree
+are taken to be equal.
+
 Every comparison has a budget of steps. What would need a guess is refused: an answer that is taken
 wrongly teaches the model to give it.
 """
 import itertools
 import math
+import operator
 import random
 import re
 from fractions import Fraction
 from functools import lru_cache, reduce
 from typing import NamedTuple
 
-from lib.latex import (CONSTANTS, DECIMAL, FUNCTIONS, INFINITY, MEANINGS, REALS, UNITS, Work,
-                       as_text, choice, is_quantity, is_vector, kind, negative, nodes, normalise,
-                       parse, parts, rebuilt, variables, words)
+from lib.latex import (DEGREE, FUNCTIONS, INFINITY, PERCENT, REALS, SCALARS, UNITS, Tree, Work,
+                       choice, is_vector, negative, nodes, number, read, rebuilt, scan, tree,
+                       variables)
 
 import mpmath
 
@@ -59,111 +58,57 @@ def last_boxed(text):
 def is_equivalent(prediction, answer):
     r"""True if two final answers, LaTeX or plain text without the \boxed, are the same by value.
 
-    Symmetric. Raises nothing: an answer that can't be parsed is compared as text. Not thread-safe.
+    Symmetric. Raises nothing: answers that can't be read are compared as tokens. Not thread-safe.
     """
     if prediction == answer:
         return bool(answer.strip())
     if max(len(prediction), len(answer)) > max_answer_chars:
         return False
-    a, b = normalise(prediction), normalise(answer)
-    if not a or not b:
-        return False
-    if a == b:
-        return True
-    if DECIMAL.fullmatch(a) and DECIMAL.fullmatch(b):
-        return Fraction(a) == Fraction(b)
-    (a_words, a_is_text), (b_words, b_is_text) = words(a), words(b)
-    a, b = MEANINGS.get(a_words, a), MEANINGS.get(b_words, b)
-    # (B) ellipse is the choice B, if the other answer is just the letter.
-    one_is_a_letter = any(len("".join(w or "")) == 1 for w in (a_words, b_words))
-    if one_is_a_letter and choice(a) is not None and choice(a) == choice(b):
-        return True
-    if (a_is_text or b_is_text) and a_words not in MEANINGS and b_words not in MEANINGS:
-        return a_words is not None and a_words == b_words
     Work.left = budget
     try:
-        x, y = parse(a), parse(b)
-        # 108,135 is a number, but compared with a list it is a list too.
-        if (kind(x) == "list") != (kind(y) == "list"):
-            x = parse(a, thousands=kind(x) == "list")
-            y = parse(b, thousands=kind(y) == "list")
+        a, b = scan(prediction), scan(answer)
+        if a == b or not a or not b:
+            return a == b != ()
+        if choice(a) and choice(b) and choice(a)[0] == choice(b)[0]:
+            return not choice(a)[1] or not choice(b)[1]
+        x, y = read(prediction), read(answer)
+        if (x.kind == "list") != (y.kind == "list"):  # 108,135 is a number, or a list beside a list
+            x, y = (read(text, thousands=z.kind == "list")
+                    for text, z in ((prediction, x), (answer, y)))
+        if (x.kind == "words") != (y.kind == "words"):
+            x, y = read(prediction, anyway=True), read(answer, anyway=True)
         return same(x, y)
     except (ValueError, ArithmeticError, RecursionError):  # not readable, no value, or too large
-        return as_text(a) == as_text(b)
+        return False
 
 
 # ---- comparison by kind --------------------------------------------------------------------------
 
 def same(a, b):
-    """True if two trees mean the same.
-
-    Raises ValueError or ArithmeticError where a part has no value.
-    """
+    """True if two trees mean the same. Raises ValueError or ArithmeticError where a part has no
+    value."""
     if a == b:
         return True
-    kinds = {kind(a), kind(b)}
-    if kinds == {"rel"}:
-        return same_relations(a, b)
-    if "rel" in kinds:
-        relation, x = (a, b) if kind(a) == "rel" else (b, a)
-        if kind(x) == "list" and kind(relation[-1]) not in ("list", "set", "tuple"):
-            return False
-        return gives(relation, x)
-    if kinds & {"union", "minus", "both"}:
-        return same_sets(a, b)
-    if kinds == {"tuple"}:
-        may_be_interval = len(parts(a)) == 2
-        if may_be_interval and a[1:3] != b[1:3]:
-            return False
-        return same_in_order(parts(a), parts(b))
-    if kinds == {"tuple", "list"}:  # a tuple without its brackets
-        return ((is_vector(a) or is_vector(b)) and in_order(a) and in_order(b)
-                and same_in_order(parts(a), parts(b)))
-    if kinds == {"list"} and bool(labels(a)) != bool(labels(b)):  # x = 2, y = 1 is 2, 1, not 1, 2
-        return in_order(a) and in_order(b) and same_in_order(parts(a), parts(b))
-    if kinds & {"list", "set"}:
-        return "tuple" not in kinds and same_in_any_order(members(a), members(b))
-    if is_quantity(a) or is_quantity(b):
-        return same_quantities(a, b)
-    if kinds == {"matrix"}:
-        return a[1] == b[1] and same_in_order(parts(a), parts(b))
-    if kinds == {"tuple", "matrix"}:  # a vector as a row or column
-        matrix, vector = (a, b) if kind(a) == "matrix" else (b, a)
-        columns, rows = matrix[1], len(parts(matrix)) // matrix[1]
-        return (is_vector(vector) and 1 in (columns, rows)
-                and same_in_order(parts(a), parts(b)))
-    if kinds == {"compound"}:
-        return same_in_order(parts(a), parts(b))
-    if kinds == {"mod"}:  # 3 and 8 are the same modulo 5
-        steps = evaluate(("/", ("+", a[2], negative(b[2])), a[1]), Point(0))
-        return same(a[1], b[1]) and isinstance(steps, Fraction) and steps.denominator == 1
-    if kinds == {"ratio", "time"}:  # 9:30 and 21:30 for 9:30 p.m.
-        ratio, (_, hour, minute, half) = (a, b) if kind(a) == "ratio" else (b, a)
-        return parts(ratio) in ((hour, minute), (hour % 12 + 12 * (half == "p"), minute))
-    if kinds == {"ratio"} or kinds == {"ratio", "scalar"}:
-        return same_ratios(a, b)
-    return kinds == {"scalar"} and same_numbers(a, b)
+    for (one, other), rule in RULES.items():
+        for x, y in ((a, b), (b, a)):
+            if group(x) == one and other in (group(y), "any"):
+                return rule(x, y)
+    return False
 
 
-def same_ratios(a, b):
-    """Two ratios, or a ratio and a number. 1:2 is 2:4 and 1/2, but 2:30 is a time and not 1:15."""
-    if kind(a) == kind(b) and same_in_order(parts(a), parts(b)):
-        return True
-    if all(kind(x) == "ratio" and isinstance(x[2], Fraction) and x[2] >= 10 for x in (a, b)):
-        return False
-    if kind(a) == kind(b) and len(a) == len(b):  # 1:2:3 and 2:4:6
-        return 0 not in (*a, *b) and all(same_numbers(("*", x, b[1]), ("*", y, a[1]))
-                   for x, y in zip(parts(a), parts(b), strict=True))
-    a, b = (("/", *parts(x)) if kind(x) == "ratio" and len(parts(x)) == 2 else x for x in (a, b))
-    return kind(a) == kind(b) == "scalar" and same_numbers(a, b)
+def group(x):
+    """The name under which RULES has a tree's kind."""
+    if x.kind in ("union", "both", "minus") or x == REALS:
+        return "reals"
+    return "scalar" if x.kind in SCALARS - {"unit"} else x.kind
 
 
-def same_in_order(xs, ys):
+def in_order(xs, ys):
     return len(xs) == len(ys) and all(map(same, xs, ys))
 
 
-def same_in_any_order(xs, ys):
-    ys = list(ys)
+def in_any_order(a, b):
+    xs, ys = members(a), [*members(b)]
     if len(xs) != len(ys):
         return False
     for x in xs:
@@ -173,7 +118,7 @@ def same_in_any_order(xs, ys):
             continue
         Work.spend(len(ys))
         match = next((i for i, y in enumerate(ys) if same_if_comparable(x, y)
-                      and (kind(x) == "set") == (kind(y) == "set")), None)
+                      and (x.kind == "set") == (y.kind == "set")), None)
         if match is None:
             return False
         del ys[match]
@@ -188,50 +133,117 @@ def same_if_comparable(x, y):
         return False
 
 
-def labels(x):
-    """The names in a list's equations, if there are several: ["x", "y"] of x = 1, y = 2."""
-    names = [str(y[2]) for y in parts(x) if kind(y) == "rel" and y[1] == ("=",)]
-    return names if len({*names}) > 1 else []
-
-
-def in_order(x):
-    """Whether a list names its values in alphabetical order, or doesn't name them."""
-    return labels(x) == sorted(labels(x))
-
-
 def members(x):
     """The values of a list; of a set, each once; or the one value."""
-    if kind(x) != "set":
-        return parts(x) if kind(x) == "list" else (x,)
+    if x.kind != "set":
+        return x.parts if x.kind == "list" else (x,)
     once = []
-    for y in parts(x):
+    for y in x.parts:
         if not any(same(y, z) for z in once):
             once.append(y)
     return once
 
 
+def same_tuples(a, b):
+    return a.head == b.head and in_order(a.parts, b.parts)
+
+
+def labels(x):
+    """The names in a list's equations, if there are several: ["x", "y"] of x = 1, y = 2."""
+    names = [str(y.parts[0].head) for y in x.parts if y.kind == "rel" and y.head == ("=",)]
+    return names if len({*names}) > 1 else []
+
+
+def same_lists(a, b):
+    """Lists have no order, but x = 2, y = 1 is 2, 1 or (2, 1), not 1, 2."""
+    if group(a) == group(b) == "list" and bool(labels(a)) == bool(labels(b)):
+        return in_any_order(a, b)
+    return (all(x.kind == "list" or is_vector(x) for x in (a, b))
+            and all(labels(x) == sorted(labels(x)) for x in (a, b)) and in_order(a.parts, b.parts))
+
+
+def same_matrices(a, b):
+    return a.head == b.head and in_order(a.parts, b.parts)
+
+
+def matrix_is_vector(matrix, vector):
+    """A vector may be a row or a column."""
+    return (is_vector(vector) and 1 in (matrix.head, len(matrix.parts) // matrix.head)
+            and in_order(matrix.parts, vector.parts))
+
+
+def same_residues(a, b):
+    """3 and 8 are the same modulo 5."""
+    (m, x), (n, y) = a.parts, b.parts
+    steps = evaluate(tree("/", tree("+", x, negative(y)), m), Point(0))
+    return same(m, n) and isinstance(steps, Fraction) and steps.denominator == 1
+
+
+def same_times(time, ratio):
+    """9:30 and 21:30 for 9:30 p.m."""
+    hour, minute, half = time.head
+    return tuple(x.head for x in ratio.parts) in (
+        (hour, minute), (hour % 12 + 12 * (half == "pm"), minute))
+
+
+def same_ratios(a, b):
+    """Two ratios, or a ratio and a number. 1:2 is 2:4 and 1/2, but 2:30 is a time and not 1:15."""
+    if a.kind == b.kind and in_order(a.parts, b.parts):
+        return True
+    if all(x.kind == x.kind == "ratio" and x.parts[1].kind == "number" and x.parts[1].head >= 10
+           for x in (a, b)):
+        return False
+    if a.kind == b.kind and len(a.parts) == len(b.parts):  # 1:2:3 and 2:4:6
+        return number(0) not in (*a.parts, *b.parts) and all(
+            same_numbers(tree("*", x, b.parts[0]), tree("*", y, a.parts[0]))
+            for x, y in zip(a.parts, b.parts, strict=True))
+    a, b = (tree("/", *x.parts) if x.kind == "ratio" and len(x.parts) == 2 else x for x in (a, b))
+    return {a.kind, b.kind} <= SCALARS and same_numbers(a, b)
+
+
+def same_quantities(a, b):
+    """Two values, at least one of which has a unit; 50% is 50 and 0.5, 90 degrees are 90 and pi/2.
+
+    One may lack the unit. Two must have the same unit; of things that are counted, the words of one
+    must be among the other's: 3 right triangles, 3 triangles.
+    """
+    (one, x), (other, y) = ((z.head, z.parts[0]) if z.kind == "unit" else ((), z) for z in (a, b))
+    if one and other:
+        if sorted(one) == sorted(other):
+            return same(x, y)
+        # Three right triangles are three triangles, but a nautical mile is no mile.
+        return (one[-1] == other[-1] and one[-1][0] not in UNITS.values() and same(x, y)
+                and ({*one} < {*other} or {*other} < {*one})
+                and all(power > 0 for _, power in {*one} ^ {*other}))
+    return same(x, y) or (one + other)[:1] in (DEGREE, PERCENT) and (
+        {x.kind, y.kind} <= SCALARS and same_numbers(a, b))
+
+
+# ---- equations and inequalities ------------------------------------------------------------------
+
 def same_relations(a, b):
     """Two equations or inequalities: do they have the same sides, is one a multiple of the other,
     or do they hold for the same set of reals?"""
-    (_, a_ops, *xs), (_, b_ops, *ys) = forwards(a), forwards(b)
-    if a_ops == b_ops and same_in_order(xs, ys):
+    a, b = forwards(a), forwards(b)
+    xs, ys, op = a.parts, b.parts, a.head[0]
+    if a.head == b.head and in_order(xs, ys):
         return True
-    if set(a_ops + b_ops) == {"="}:
-        if xs[0] == ys[0] and (len(xs) > 2 or len(ys) > 2):  # x = 1/2 = 0.5
+    if {*a.head, *b.head} == {"="}:
+        if xs[0] == ys[0] and len(xs + ys) > 4:  # x = 1/2 = 0.5
             return same(xs[-1], ys[-1])
-        functions = [x for x in (xs[0], ys[0]) if isinstance(x, tuple) and x[0] == "app"]
-        if len(functions) == 2 and functions[0][1] == functions[1][1]:  # f(x) = 2x, f(t) = 2t
-            return same(renamed(xs[1], xs[0][2], "#"), renamed(ys[1], ys[0][2], "#"))
-        if functions and "y" in (xs[0], ys[0]) and isinstance(functions[0][2], str):
-            return same(xs[1], ys[1])  # f(x) = 2x, y = 2x
-    op = a_ops[0]
-    all_scalar = all(kind(x) == "scalar" for x in (*xs, *ys))
-    if a_ops == b_ops and op in "=≠<≤" and len(xs) == len(ys) == 2 and all_scalar:
-        f, g = ("+", xs[0], negative(xs[1])), ("+", ys[0], negative(ys[1]))
+        functions = [x for x in (xs[0], ys[0]) if x.kind == "app"]
+        if len(functions) == 2 and functions[0].head == functions[1].head:  # f(x) = 2x, f(t) = 2t
+            return same(*(renamed(x[1], x[0].parts[0], Tree("name", "#")) for x in (xs, ys)))
+        if functions and functions[0].parts[0].kind == "name" and (
+                Tree("name", "y") in (xs[0], ys[0])):  # f(x) = 2x, y = 2x
+            return same(xs[1], ys[1])
+    if a.head == b.head and op in "=≠<≤" and len(xs) == len(ys) == 2 and (
+            {x.kind for x in xs + ys} <= SCALARS):
+        f, g = (tree("+", x[0], negative(x[1])) for x in (xs, ys))
         if proportional(f, g, positive=op in "<≤"):
             return True
-    return (subject(a) is not None and subject(a) == subject(b) and "=" not in a_ops + b_ops
-            and same(solved(a), solved(b)))
+    return (subject(a) is not None and subject(a) == subject(b) and "=" not in a.head + b.head
+            and same_sets(a, b))
 
 
 def gives(relation, x):
@@ -239,27 +251,29 @@ def gives(relation, x):
 
     The sides before must be names, or equal it: 25 is not what x² = 25 states.
     """
-    _, ops, *sides = relation
-    if not set(ops) <= {"=", "≈"}:
-        return same(solved(relation), x)
+    ops, sides = [*relation.head], [*relation.parts]
+    if x.kind == "list" and sides[-1].kind not in ("list", "set", "tuple"):
+        return False
+    if not {*ops} <= {"=", "≈"}:
+        return same(real_set(relation), x)
     if not is_name(sides[0]) and is_name(sides[-1]):  # 5 = x
         sides.reverse()
-        ops = ops[::-1]
+        ops.reverse()
     exact = sides[:ops.index("≈") + 1] if "≈" in ops else sides
     if len(exact) == 1 and is_name(exact[0]):  # x ≈ 0.67
         exact = sides
     *before, value = exact
-    if before[:1] == ["e"]:  # the eccentricity
+    if before[:1] == [Tree("name", "e")]:  # the eccentricity
         before = before[1:]
-    if kind(value) == "mod":  # 7^100 = 1 (mod 5)
-        before = [("mod", value[1], side) for side in before if not is_name(side)]
+    if value.kind == "mod":  # 7^100 = 1 (mod 5)
+        before = [tree("mod", value.parts[0], side) for side in before if not is_name(side)]
     return same(value, x) and all(is_name(side, value) or same_if_comparable(side, value)
                                   or in_base_10(side) == in_base_10(value) for side in before)
 
 
 def in_base_10(x):
     """Of 52_8, 42; others as they are."""
-    return Fraction(int(x[1], x[2])) if kind(x) == "base" and x[1].isalnum() else x
+    return number(int(str(x.parts[0].head), x.head)) if x.kind == "base" else x
 
 
 def is_name(x, value=None):
@@ -268,22 +282,20 @@ def is_name(x, value=None):
     So in x = 5, f(x) = 2x, AB = 9, (x, y) = (1, 2), m + n = 113, dy/dx = 3, A \cup B = \{1\}; of a
     matrix also in A^{-1}. An integral, a sum or a limit names its value, too.
     """
-    if isinstance(x, str):
-        return x not in CONSTANTS and x != REALS
     match x:
-        case ("^", str() as base, exponent):
-            if kind(value) == "matrix":
-                return base.isupper() and exponent in (-1, "T", "\\top")
-            return base in "fg" and exponent == -1
-        case ("rel", ("=",), str(), ("tuple", *_)):  # F(2, 3)
+        case Tree("name", name):
+            return name not in ("e", "i", "π", "∞") and x != REALS
+        case Tree("^", _, (Tree("name", base), exponent)):
+            if value and value.kind == "matrix":
+                return base.isupper() and exponent.head in (-1, "T", "\\top")
+            return base in ("f", "g") and exponent.head == -1
+        case Tree("rel", ("=",), (Tree("name"), Tree("tuple"))) | Tree("app" | "word"):
             return True
-        case ("app" | "word", *_):
-            return True
-        case ("+", *terms):
-            return all(is_name(y[1] if isinstance(y, tuple) and y[0] == "neg" else y)
-                       for y in terms)
-        case ("*" | "/" | "tuple" | "ratio" | "matrix" | "fn" | "union" | "both" | "minus", *_):
-            return x[:2] != ("fn", "root") and all(map(is_name, parts(x)))
+        case Tree("+"):
+            return all(is_name(y.parts[1] if y.kind == "*" and y.parts[0] == number(-1) else y)
+                       for y in x.parts)
+        case Tree("*" | "/" | "tuple" | "ratio" | "matrix" | "fn" | "union" | "both" | "minus"):
+            return x.head != "root" and all(map(is_name, x.parts))
     return False
 
 
@@ -292,25 +304,56 @@ def renamed(x, old, new):
     return new if x == old else rebuilt(x, lambda part: renamed(part, old, new))
 
 
-def forwards(relation):
+def forwards(x):
     """The same relation with < for >."""
-    name, ops, *sides = relation
-    if not set(ops) <= {">", "≥"}:
-        return relation
-    return (name, tuple("<" if op == ">" else "≤" for op in reversed(ops)), *reversed(sides))
+    if x.kind != "rel" or not {*x.head} <= {">", "≥"}:
+        return x
+    return Tree("rel", tuple("<" if op == ">" else "≤" for op in x.head[::-1]), x.parts[::-1])
 
 
 def subject(relation):
     """What an inequality is about: x in 2 < x < 3; None if that isn't clear."""
-    names = [side[2] if side[:2] == ("fn", "abs") else side
-             for side in relation[2:] if is_name(side)]
+    names = [side.parts[0] if side.head == "abs" else side
+             for side in relation.parts if is_name(side)]
     return names[0] if len(names) == 1 else None
 
 
 # ---- sets of reals -------------------------------------------------------------------------------
 
-# The brackets of an interval whose ends are excluded or included.
-LEFT, RIGHT = {"<": "(", "≤": "["}, {"<": ")", "≤": "]"}
+def real_set(x):
+    """A set of reals, or those for which relations hold, as intervals, sets of points, and their
+    unions, intersections and differences. Raises ValueError on others."""
+    match forwards(x):
+        case Tree("set") | Tree("tuple", _, (_, _)):
+            return x
+        case Tree("name") if x == REALS:
+            return interval("<", negative(INFINITY), INFINITY, "<")
+        case Tree("union" | "both" | "minus"):
+            return rebuilt(x, real_set)
+        case Tree("list") if all(y.kind == "rel" for y in x.parts):  # x < 1, x = 2
+            return tree("union", *map(real_set, x.parts))
+        case Tree("rel", ("<" | "≤" as op, "<" | "≤" as op2), (low, x, high)) if is_name(x):
+            return interval(op, low, high, op2)
+        case Tree("rel", ("<" | "≤" as op,), (Tree("fn", "abs", (x,)), high)) if is_name(x):
+            return interval(op, negative(high), high, op)
+        case Tree("rel", ("<" | "≤" as op,), (low, Tree("fn", "abs", (x,)))) if is_name(x):
+            return tree("union", interval("<", negative(INFINITY), negative(low), op),
+                        interval(op, low, INFINITY, "<"))
+        case Tree("rel", ("<" | "≤" as op,), (x, high)) if is_name(x):
+            return interval("<", negative(INFINITY), high, op)
+        case Tree("rel", ("<" | "≤" as op,), (low, x)) if is_name(x):
+            return interval(op, low, INFINITY, "<")
+        case Tree("rel", ("∈",), (x, whole)) if is_name(x):
+            return real_set(whole)
+        case Tree("rel", ("=",), (x, point)) if is_name(x):
+            return tree("set", point)
+        case Tree("rel", ("≠",), (x, point)) if is_name(x):
+            return tree("minus", real_set(REALS), tree("set", point))
+    raise ValueError("not a set of reals")
+
+
+def interval(op, low, high, op2):
+    return Tree("tuple", ("(" if op == "<" else "[") + (")" if op2 == "<" else "]"), (low, high))
 
 
 def same_sets(a, b):
@@ -319,82 +362,66 @@ def same_sets(a, b):
     Raises ValueError if one isn't a set of reals.
     """
     MP.dps, digits = PRECISIONS[-1]
-    ends = endpoints(a) + endpoints(b)
+    a_set, b_set = real_set(a), real_set(b)
+    ends = {end for x in (*nodes(a_set), *nodes(b_set)) if x.kind in ("tuple", "set")
+            for end in x.parts}
     if any(map(variables, ends)):  # their order is unknown
-        return kind(a) == kind(b) == "union" and same_in_any_order(parts(a), parts(b))
+        return a.kind == b.kind == "union" and in_any_order(
+            a._replace(kind="list"), b._replace(kind="list"))
     values = {x: inexact(evaluate(x, Point(1))) for x in ends}
     if not all(map(is_real, values.values())):
         raise ValueError("a complex number in a set of reals")
-    values = {x: value.real for x, value in values.items()}
     # The endpoints get the places 1, 3, 5 ..., in order; the gaps around them are 0, 2, 4 ...
-    places = {x: -1 if value < 0 else MP.inf for x, value in values.items() if MP.isinf(value)}
-    place, last = -1, None
-    for x in sorted(values.keys() - places.keys(), key=values.get):
-        if last is None or not close(values[x], last, digits):
-            place += 2
-        places[x], last = place, values[x]
-    inside = [[contains(x, t, places) for t in range(place + 2)] for x in (a, b)]
-    if any(kind(x) == "both" and not any(found) for x, found in zip((a, b), inside, strict=True)):
+    places, place, last = {}, -1, None
+    for x in sorted(ends, key=lambda x: values[x].real):
+        value = values[x].real
+        if MP.isinf(value):
+            places[x] = -1 if value < 0 else MP.inf
+        else:
+            if last is None or not close(value, last, digits):
+                place += 2
+            places[x], last = place, value
+    inside = [[contains(x, t, places) for t in range(place + 2)] for x in (a_set, b_set)]
+    if any(x.kind == "both" and not any(found)
+           for x, found in zip((a_set, b_set), inside, strict=True)):
         raise ValueError("perhaps the comma is an or")
     return inside[0] == inside[1]
-
-
-def endpoints(x):
-    """The trees of all numbers at which a set of reals may begin or end."""
-    match x:
-        case ("tuple", _, _, low, high):
-            return [low, high]
-        case ("set", *points):
-            return points
-        case ("union" | "minus" | "both", *_):
-            return [end for part in parts(x) for end in endpoints(part)]
-    return [] if x == REALS else endpoints(solved(x))
 
 
 def contains(x, t, places):
     """Is place t in a set? places: {endpoint: its place}."""
     Work.spend(1)
-    match x:
-        case ("tuple", left, right, low, high):
-            if places[low] > places[high]:
-                raise ValueError("an interval from a larger to a smaller number")
-            return (places[low] < t < places[high] or t == places[low] and left == "["
-                    or t == places[high] and right == "]")
-        case ("set", *points):
-            return any(t == places[point] for point in points)
-        case ("union", *pieces):
-            return any(contains(piece, t, places) for piece in pieces)
-        case ("both", *pieces):
-            return all(contains(piece, t, places) for piece in pieces)
-        case ("minus", whole, removed):
-            return contains(whole, t, places) and not contains(removed, t, places)
-    return x == REALS or contains(solved(x), t, places)
+    if x.kind == "tuple":
+        low, high = (places[end] for end in x.parts)
+        if low > high:
+            raise ValueError("an interval from a larger to a smaller number")
+        return low < t < high or t == low and x.head[0] == "[" or t == high and x.head[1] == "]"
+    if x.kind == "set":
+        return any(t == places[point] for point in x.parts)
+    inside = (contains(part, t, places) for part in x.parts)
+    return {"union": any, "both": all, "minus": lambda found: next(found) and not next(found)}[
+        x.kind](inside)
 
 
-def solved(x):
-    """The set of reals for which a relation with a name on one side, or one of several such
-    relations, holds. Raises ValueError on others."""
-    match forwards(x) if kind(x) == "rel" else x:
-        case ("list", *pieces) if all(kind(piece) == "rel" for piece in pieces):  # x < 1, x = 2
-            return ("union", *pieces)
-        case ("rel", ("∈",), name, whole) if is_name(name):
-            return whole
-        case ("rel", ("≠",), name, p) if is_name(name):
-            return ("minus", REALS, ("set", p))
-        case ("rel", ("=",), name, p) if is_name(name):
-            return ("set", p)
-        case ("rel", ("<" | "≤" as op,), ("fn", "abs", name), high) if is_name(name):
-            return ("tuple", LEFT[op], RIGHT[op], negative(high), high)
-        case ("rel", ("<" | "≤" as op,), low, ("fn", "abs", name)) if is_name(name):
-            return ("union", ("tuple", "(", RIGHT[op], negative(INFINITY), negative(low)),
-                    ("tuple", LEFT[op], ")", low, INFINITY))
-        case ("rel", ("<" | "≤" as op,), name, high) if is_name(name):
-            return ("tuple", "(", RIGHT[op], negative(INFINITY), high)
-        case ("rel", ("<" | "≤" as op,), low, name) if is_name(name):
-            return ("tuple", LEFT[op], ")", low, INFINITY)
-        case ("rel", ("<" | "≤" as op, "<" | "≤" as op2), low, name, high) if is_name(name):
-            return ("tuple", LEFT[op], RIGHT[op2], low, high)
-    raise ValueError("not a set of reals")
+RULES = {  # the groups of two trees: whether they are the same; "any": of all groups
+    ("rel", "rel"): same_relations,
+    ("rel", "any"): gives,
+    ("reals", "any"): same_sets,
+    ("tuple", "tuple"): same_tuples,
+    ("tuple", "set"): lambda a, b: False,
+    ("set", "any"): in_any_order,
+    ("list", "list"): same_lists,
+    ("list", "tuple"): same_lists,
+    ("list", "any"): in_any_order,
+    ("unit", "any"): same_quantities,
+    ("matrix", "matrix"): same_matrices,
+    ("matrix", "tuple"): matrix_is_vector,
+    ("mod", "mod"): same_residues,
+    ("time", "ratio"): same_times,
+    ("ratio", "ratio"): same_ratios,
+    ("ratio", "scalar"): same_ratios,
+    ("scalar", "scalar"): lambda a, b: same_numbers(a, b),
+}
 
 
 # ---- comparison by value -------------------------------------------------------------------------
@@ -402,8 +429,7 @@ def solved(x):
 MP = mpmath.mp.clone()               # its precision is changed here; mpmath.mp stays as it is
 PRECISIONS = ((40, 20), (500, 450))  # (digits computed with, digits that must agree)
 MAX_BITS = 100_000                   # of exact integers; larger ones are rounded
-VALUES = {"e": lambda: +MP.e, "i": lambda: MP.j, "\\pi": lambda: +MP.pi,
-          INFINITY: lambda: MP.inf}
+VALUES = {"e": lambda: +MP.e, "i": lambda: MP.j, "π": lambda: +MP.pi, "∞": lambda: MP.inf}
 
 
 class Point(NamedTuple):
@@ -412,7 +438,7 @@ class Point(NamedTuple):
     negative: str = ""    # the variable that is negative there, if there is one
     whole: bool = False   # variables are positive integers: formulas with n! or floors need them
     log10: bool = False   # log without a base is log10, not ln
-    bare: str = ""        # a unit, percent or degrees, that is left out: 50% is 50, too
+    bare: tuple = ()      # a unit, percent or degrees, that is left out: 50% is 50, too
 
 
 def real_points(free, used):
@@ -422,33 +448,20 @@ def real_points(free, used):
     positive, but not in an absolute value."""
     if not free:
         return [Point(0)]
-    names = sorted(name for name in map(str, free) if "_" not in name or ("fn", "abs") in used)
-    if not used & {("fn", "root"), ("fn", "abs")}:
+    names = sorted(name for name in map(str_name, free) if "_" not in name or "abs" in used)
+    if not used & {"root", "abs"}:
         names = names[:1] + names[1:][-1:]
-    negative = [Point(i, name) for name in names[:6] for i in (2, 4)]
-    return [Point(0), Point(1), Point(3), *([Point(5)] if ("fn", "abs") in used else []), *negative]
+    negatives = [Point(i, name) for name in names[:6] for i in (2, 4)]
+    return [Point(0), Point(1), Point(3), *([Point(5)] if "abs" in used else []), *negatives]
 
 
-def same_quantities(a, b):
-    """Two values, at least one of which has a unit; 50% is 50 and 0.5, 90 degrees are 90 and pi/2.
+def str_name(x):
+    return x.head if x.kind == "name" else str(x)
 
-    One may lack the unit. Two must have the same unit; of things that are counted, the words of one
-    must be among the other's: 3 right triangles, 3 triangles.
-    """
-    (a_unit, x), (b_unit, y) = ((n[1], n[2]) if is_quantity(n) else ((), n) for n in (a, b))
-    if a_unit and b_unit:
-        if sorted(a_unit) == sorted(b_unit):
-            return same(x, y)
-        one, other = {*a_unit}, {*b_unit}
-        # Three right triangles are three triangles, but a nautical mile is no mile.
-        return (a_unit[-1] == b_unit[-1] and (one < other or other < one)
-                and a_unit[-1].rstrip("-123") not in UNITS.values() and same(x, y)
-                and not any("-" in word for word in one ^ other))
-    if same(x, y):
-        return True
-    unit = (a_unit + b_unit)[0]
-    return (unit in ("degree1", "percent1") and kind(x) == kind(y) == "scalar"
-            and same_numbers(a, b))
+
+def operations(*trees):
+    """What is computed in trees: kinds, names of functions, and units."""
+    return {x.head if x.kind in ("fn", "unit") else x.kind for y in trees for x in nodes(y)}
 
 
 def same_numbers(a, b):
@@ -459,32 +472,21 @@ def same_numbers(a, b):
     """
     if a == b:
         return True
-    free = variables(a) | variables(b)
-    (a_used, a_units), (b_used, b_units) = map(operations, (a, b))
-    used = a_used | b_used
-    integer_functions = {("fn", name) for name in ("factorial", "binom", "floor", "ceil")}
-    discrete = bool(free) and bool(used & integer_functions)
-    real = not discrete or any(x[0] in "xyztuvw" for x in free)  # the usual names of real variables
+    free, used = variables(a) | variables(b), operations(a, b)
+    discrete = bool(free) and bool(used & {"factorial", "binom", "floor", "ceil"})
+    real = not discrete or any(str_name(x)[0] in "xyztuvw" for x in free)  # usual real variables
     points = real_points(free, used) if real else []
     if discrete:
         points += [Point(i, whole=True) for i in range(12)]
     # Without sums a tiny value can't be the rounding error of a difference: it must agree, too.
-    relative = used <= {"*", "/", "^", "neg", "unit",
-                        *(("fn", name) for name in ("root", "factorial", "binom", "abs"))}
-    bare = {"percent1"} if is_quantity(a) or is_quantity(b) else set()
-    if not any(("fn", name) in used for name in FUNCTIONS):
-        bare.add("degree1")
-    readings = itertools.product((False, True) if ("fn", "log") in used else (False,),
-                                 ("", *(a_units ^ b_units) & bare))
+    relative = "+" not in used and "app" not in used and not used & {*FUNCTIONS, "floor", "ceil"}
+    bare = {PERCENT} if "unit" in (a.kind, b.kind) else set()
+    if not used & {*FUNCTIONS, "log10"}:
+        bare.add(DEGREE)
+    readings = itertools.product((False, True) if "log" in used else (False,),
+                                 ((), *(operations(a) ^ operations(b)) & bare))
     return any(all(same_at(a, b, point._replace(log10=log10, bare=bare), relative)
                    for point in points) for log10, bare in readings)
-
-
-def operations(tree):
-    """({what is computed in a scalar}, {its units})"""
-    inner = [x for x in nodes(tree) if isinstance(x, tuple)]
-    return ({x[:2] if x[0] == "fn" else x[0] for x in inner},
-            {word for x in inner if x[0] == "unit" for word in x[1]})
 
 
 def same_at(a, b, point, relative):
@@ -525,7 +527,7 @@ def proportional(f, g, positive):
     if not variables(f) or not variables(g):
         return False
     MP.dps, digits = PRECISIONS[-1]
-    points = real_points(variables(f) | variables(g), operations(f)[0] | operations(g)[0])
+    points = real_points(variables(f) | variables(g), operations(f, g))
     (f0, g0), *values = [(evaluate(f, point), evaluate(g, point)) for point in points]
     if f0 == 0 or g0 == 0 or positive and (inexact(f0) / inexact(g0)).real < 0:
         return False
@@ -537,31 +539,30 @@ def evaluate(x, point):
     """Value of a scalar at a point: a Fraction as long as it is exact, else an mpmath number, real
     or complex, at the precision MP.dps. Raises ValueError or ArithmeticError if it has none."""
     Work.spend(1)
-    if isinstance(x, Fraction):
-        return x
-    if isinstance(x, str):
-        return VALUES[x]() if x in VALUES else variable(x, point)
-    values = [evaluate(part, point) for part in parts(x)] if kind(x) == "scalar" else []
-    match x:
-        case ("+", *_):
+    if x.kind == "number":
+        return x.head
+    if x.kind == "name":
+        return VALUES[x.head]() if x.head in VALUES else variable(x.head, point)
+    if x.kind not in SCALARS:
+        raise ValueError(f"{x.kind} has no value")
+    values = [evaluate(part, point) for part in x.parts]
+    match x.kind:
+        case "+":
             return reduce(plus, values)
-        case ("*", *_):
+        case "*":
             return reduce(times, values)
-        case ("neg", _):
-            return -values[0]
-        case ("/", _, _):
+        case "/":
             return times(values[0], power(values[1], Fraction(-1)))
-        case ("^", _, _):
+        case "^":
             return power(*values)
-        case ("fn", name, *_):
-            return function(name, values, point)
-        case ("app", name, _):
-            return variable(f"{name}({MP.nstr(inexact(values[0]), 15)})", point)
-        case ("unit", words, _):
-            factors = {("percent1",): Fraction(1, 100), ("degree1",): MP.pi / 180}
-            words = () if words == (point.bare,) else words
-            return times(values[0], factors.get(words, Fraction(1)))
-    raise ValueError(f"{x[0]} has no value")
+        case "fn":
+            return function(x.head, values, point)
+        case "app":
+            return variable(f"{x.head}({MP.nstr(inexact(values[0]), 15)})", point)
+        case "unit":
+            factors = {PERCENT: Fraction(1, 100), DEGREE: MP.pi / 180, point.bare: Fraction(1)}
+            return times(values[0], factors.get(x.head, Fraction(1)))
+    raise ValueError(f"{x.kind} has no value")
 
 
 @lru_cache(4096)
@@ -590,16 +591,18 @@ def fit(x):
     return x if bits <= MAX_BITS else inexact(x)
 
 
-def plus(a, b):
+def arithmetic(operation, a, b):
     if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return fit(a + b)
-    return inexact(a) + inexact(b)
+        return fit(operation(a, b))
+    return operation(inexact(a), inexact(b))
+
+
+def plus(a, b):
+    return arithmetic(operator.add, a, b)
 
 
 def times(a, b):
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return fit(a * b)
-    return inexact(a) * inexact(b)
+    return arithmetic(operator.mul, a, b)
 
 
 def limited(x, bits):
