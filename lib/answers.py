@@ -5,11 +5,11 @@ r"""Comparison of final answers, in LaTeX or plain text, by value.
     is_equivalent("0.333", r"\frac13")                           # False: near, but not equal
 
 lib/latex.py reads an answer into a tree, whose kind says what it is: a list, an interval, a matrix,
-a formula ... RULES says for each two kinds how they are compared. In the end two numbers or formulas
+a formula ... RULES says how two kinds are compared. In the end two numbers or formulas
 are evaluated: with exact fractions as long as possible; else with mpmath to 40 digits and, if these
-agree, to 500. Variables take random values. Two polynomials that agree there are equal
-(Schwartz-Zippel lemma); two formulas with roots, powers or functions whose first 450 digits agree
-are taken to be equal.
+agree, to 500. Variables take random values. Two polynomials that agree there are equal (Schwartz-
+Zippel lemma); two formulas with roots, powers or functions whose first 450 digits agree are taken
+to be equal.
 
 Every comparison has a budget of steps. What would need a guess is refused: an answer that is taken
 wrongly teaches the model to give it.
@@ -20,12 +20,12 @@ import operator
 import random
 import re
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import NamedTuple
 
-from lib.latex import (DEGREE, FUNCTIONS, INFINITY, PERCENT, REALS, SCALARS, UNITS, Tree, Work,
-                       choice, is_vector, negative, nodes, number, read, rebuilt, scan, tree,
-                       variables)
+from lib.latex import (CONSTANTS, DEGREE, FUNCTIONS, INFINITY, MINUS_ONE, PERCENT, REALS, SCALARS,
+                       UNITS, Tree, Work, choice, is_vector, negative, nodes, read, rebuilt, scan,
+                       tree, variables)
 
 import mpmath
 
@@ -97,7 +97,7 @@ def same(a, b):
 
 
 def group(x):
-    """The name under which RULES has a tree's kind."""
+    """A tree's kind in RULES."""
     if x.kind in ("union", "both", "minus") or x == REALS:
         return "reals"
     return "scalar" if x.kind in SCALARS - {"unit"} else x.kind
@@ -107,22 +107,36 @@ def in_order(xs, ys):
     return len(xs) == len(ys) and all(map(same, xs, ys))
 
 
+def same_shape(a, b):
+    """Two tuples with the same brackets, or two matrices with as many columns."""
+    return a.head == b.head and in_order(a.parts, b.parts)
+
+
 def in_any_order(a, b):
+    """Lists and sets. A set has each value once; a value is a list of one."""
     xs, ys = members(a), [*members(b)]
     if len(xs) != len(ys):
         return False
     for x in xs:
         Work.spend(len(ys) // 16)
-        if x in ys:
-            ys.remove(x)
-            continue
-        Work.spend(len(ys))
-        match = next((i for i, y in enumerate(ys) if same_if_comparable(x, y)
-                      and (x.kind == "set") == (y.kind == "set")), None)
-        if match is None:
+        if x not in ys:
+            Work.spend(len(ys))
+            x = next((y for y in ys if (x.kind == "set") == (y.kind == "set")
+                      and same_if_comparable(x, y)), None)
+        if x is None:
             return False
-        del ys[match]
+        ys.remove(x)
     return True
+
+
+def members(x):
+    if x.kind != "set":
+        return x.parts if x.kind == "list" else (x,)
+    once = []
+    for y in x.parts:
+        if not any(same(y, z) for z in once):
+            once.append(y)
+    return once
 
 
 def same_if_comparable(x, y):
@@ -133,37 +147,18 @@ def same_if_comparable(x, y):
         return False
 
 
-def members(x):
-    """The values of a list; of a set, each once; or the one value."""
-    if x.kind != "set":
-        return x.parts if x.kind == "list" else (x,)
-    once = []
-    for y in x.parts:
-        if not any(same(y, z) for z in once):
-            once.append(y)
-    return once
-
-
-def same_tuples(a, b):
-    return a.head == b.head and in_order(a.parts, b.parts)
+def same_lists(a, b):
+    """Lists have no order, but x = 2, y = 1 is 2, 1 or (2, 1), not 1, 2."""
+    if a.kind == b.kind == "list" and bool(labels(a)) == bool(labels(b)):
+        return in_any_order(a, b)
+    return (all(x.kind == "list" or is_vector(x) for x in (a, b)) and in_order(a.parts, b.parts)
+            and all(labels(x) == sorted(labels(x)) for x in (a, b)))
 
 
 def labels(x):
     """The names in a list's equations, if there are several: ["x", "y"] of x = 1, y = 2."""
     names = [str(y.parts[0].head) for y in x.parts if y.kind == "rel" and y.head == ("=",)]
     return names if len({*names}) > 1 else []
-
-
-def same_lists(a, b):
-    """Lists have no order, but x = 2, y = 1 is 2, 1 or (2, 1), not 1, 2."""
-    if group(a) == group(b) == "list" and bool(labels(a)) == bool(labels(b)):
-        return in_any_order(a, b)
-    return (all(x.kind == "list" or is_vector(x) for x in (a, b))
-            and all(labels(x) == sorted(labels(x)) for x in (a, b)) and in_order(a.parts, b.parts))
-
-
-def same_matrices(a, b):
-    return a.head == b.head and in_order(a.parts, b.parts)
 
 
 def matrix_is_vector(matrix, vector):
@@ -188,17 +183,16 @@ def same_times(time, ratio):
 
 def same_ratios(a, b):
     """Two ratios, or a ratio and a number. 1:2 is 2:4 and 1/2, but 2:30 is a time and not 1:15."""
-    if a.kind == b.kind and in_order(a.parts, b.parts):
-        return True
-    if all(x.kind == x.kind == "ratio" and x.parts[1].kind == "number" and x.parts[1].head >= 10
-           for x in (a, b)):
-        return False
-    if a.kind == b.kind and len(a.parts) == len(b.parts):  # 1:2:3 and 2:4:6
-        return number(0) not in (*a.parts, *b.parts) and all(
-            same_numbers(tree("*", x, b.parts[0]), tree("*", y, a.parts[0]))
-            for x, y in zip(a.parts, b.parts, strict=True))
-    a, b = (tree("/", *x.parts) if x.kind == "ratio" and len(x.parts) == 2 else x for x in (a, b))
-    return {a.kind, b.kind} <= SCALARS and same_numbers(a, b)
+    xs, ys = a.parts, b.parts
+    if a.kind != b.kind:
+        a, b = (tree("/", *x.parts) if x.kind == "ratio" and len(x.parts) == 2 else x
+                for x in (a, b))
+        return a.kind != "ratio" != b.kind and same_numbers(a, b)
+    may_be_times = all(x.kind == "number" and x.head >= 10 for x in (xs[1], ys[1]))
+    return in_order(xs, ys) or (
+        len(xs) == len(ys) and not may_be_times and all(x.head != 0 for x in xs + ys)
+        and all(same_numbers(tree("*", x, ys[0]), tree("*", y, xs[0]))
+                for x, y in zip(xs, ys, strict=True)))
 
 
 def same_quantities(a, b):
@@ -209,12 +203,10 @@ def same_quantities(a, b):
     """
     (one, x), (other, y) = ((z.head, z.parts[0]) if z.kind == "unit" else ((), z) for z in (a, b))
     if one and other:
-        if sorted(one) == sorted(other):
-            return same(x, y)
         # Three right triangles are three triangles, but a nautical mile is no mile.
-        return (one[-1] == other[-1] and one[-1][0] not in UNITS.values() and same(x, y)
-                and ({*one} < {*other} or {*other} < {*one})
-                and all(power > 0 for _, power in {*one} ^ {*other}))
+        are_counted = one[-1] == other[-1] and one[-1].rstrip("23") not in UNITS.values() and (
+            {*one} < {*other} or {*other} < {*one}) and "/" not in {*one} ^ {*other}
+        return (one == other or are_counted) and same(x, y)
     return same(x, y) or (one + other)[:1] in (DEGREE, PERCENT) and (
         {x.kind, y.kind} <= SCALARS and same_numbers(a, b))
 
@@ -233,14 +225,13 @@ def same_relations(a, b):
             return same(xs[-1], ys[-1])
         functions = [x for x in (xs[0], ys[0]) if x.kind == "app"]
         if len(functions) == 2 and functions[0].head == functions[1].head:  # f(x) = 2x, f(t) = 2t
-            return same(*(renamed(x[1], x[0].parts[0], Tree("name", "#")) for x in (xs, ys)))
+            return same(*(renamed(x[1], x[0].parts[0]) for x in (xs, ys)))
         if functions and functions[0].parts[0].kind == "name" and (
-                Tree("name", "y") in (xs[0], ys[0])):  # f(x) = 2x, y = 2x
+                tree("name", head="y") in (xs[0], ys[0])):  # f(x) = 2x, y = 2x
             return same(xs[1], ys[1])
-    if a.head == b.head and op in "=≠<≤" and len(xs) == len(ys) == 2 and (
-            {x.kind for x in xs + ys} <= SCALARS):
+    if a.head == b.head and len(xs) == len(ys) == 2 and {x.kind for x in xs + ys} <= SCALARS:
         f, g = (tree("+", x[0], negative(x[1])) for x in (xs, ys))
-        if proportional(f, g, positive=op in "<≤"):
+        if op in "=≠<≤" and proportional(f, g, positive=op in "<≤"):
             return True
     return (subject(a) is not None and subject(a) == subject(b) and "=" not in a.head + b.head
             and same_sets(a, b))
@@ -257,13 +248,12 @@ def gives(relation, x):
     if not {*ops} <= {"=", "≈"}:
         return same(real_set(relation), x)
     if not is_name(sides[0]) and is_name(sides[-1]):  # 5 = x
-        sides.reverse()
-        ops.reverse()
+        sides, ops = sides[::-1], ops[::-1]
     exact = sides[:ops.index("≈") + 1] if "≈" in ops else sides
     if len(exact) == 1 and is_name(exact[0]):  # x ≈ 0.67
         exact = sides
     *before, value = exact
-    if before[:1] == [Tree("name", "e")]:  # the eccentricity
+    if before and before[0].head == "e":  # the eccentricity
         before = before[1:]
     if value.kind == "mod":  # 7^100 = 1 (mod 5)
         before = [tree("mod", value.parts[0], side) for side in before if not is_name(side)]
@@ -272,8 +262,10 @@ def gives(relation, x):
 
 
 def in_base_10(x):
-    """Of 52_8, 42; others as they are."""
-    return number(int(str(x.parts[0].head), x.head)) if x.kind == "base" else x
+    """42 for 52_8 and for 42; other trees as they are."""
+    if x.kind == "base":
+        return int(str(x.parts[0].head), x.head)
+    return x.head if x.kind == "number" else x
 
 
 def is_name(x, value=None):
@@ -284,28 +276,27 @@ def is_name(x, value=None):
     """
     match x:
         case Tree("name", name):
-            return name not in ("e", "i", "π", "∞") and x != REALS
+            return name not in CONSTANTS and x != REALS
         case Tree("^", _, (Tree("name", base), exponent)):
             if value and value.kind == "matrix":
                 return base.isupper() and exponent.head in (-1, "T", "\\top")
-            return base in ("f", "g") and exponent.head == -1
+            return base in "fg" and exponent.head == -1
         case Tree("rel", ("=",), (Tree("name"), Tree("tuple"))) | Tree("app" | "word"):
             return True
-        case Tree("+"):
-            return all(is_name(y.parts[1] if y.kind == "*" and y.parts[0] == number(-1) else y)
-                       for y in x.parts)
+        case Tree("+"):  # a - b
+            return all(is_name(y.parts[1] if MINUS_ONE in y.parts[:1] else y) for y in x.parts)
         case Tree("*" | "/" | "tuple" | "ratio" | "matrix" | "fn" | "union" | "both" | "minus"):
             return x.head != "root" and all(map(is_name, x.parts))
     return False
 
 
-def renamed(x, old, new):
-    """The tree with `new` for every tree in it that equals `old`."""
-    return new if x == old else rebuilt(x, lambda part: renamed(part, old, new))
+def renamed(x, old):
+    """The tree with # for every tree in it that equals `old`."""
+    return tree("name", head="#") if x == old else rebuilt(x, lambda part: renamed(part, old))
 
 
 def forwards(x):
-    """The same relation with < for >."""
+    """The same relation with < for >; others as they are."""
     if x.kind != "rel" or not {*x.head} <= {">", "≥"}:
         return x
     return Tree("rel", tuple("<" if op == ">" else "≤" for op in x.head[::-1]), x.parts[::-1])
@@ -345,10 +336,9 @@ def real_set(x):
             return interval(op, low, INFINITY, "<")
         case Tree("rel", ("∈",), (x, whole)) if is_name(x):
             return real_set(whole)
-        case Tree("rel", ("=",), (x, point)) if is_name(x):
-            return tree("set", point)
-        case Tree("rel", ("≠",), (x, point)) if is_name(x):
-            return tree("minus", real_set(REALS), tree("set", point))
+        case Tree("rel", ("=" | "≠" as op,), (x, point)) if is_name(x):
+            point = tree("set", point)
+            return point if op == "=" else tree("minus", real_set(REALS), point)
     raise ValueError("not a set of reals")
 
 
@@ -362,9 +352,8 @@ def same_sets(a, b):
     Raises ValueError if one isn't a set of reals.
     """
     MP.dps, digits = PRECISIONS[-1]
-    a_set, b_set = real_set(a), real_set(b)
-    ends = {end for x in (*nodes(a_set), *nodes(b_set)) if x.kind in ("tuple", "set")
-            for end in x.parts}
+    sets = real_set(a), real_set(b)
+    ends = {end for x in sets for y in nodes(x) if y.kind in ("tuple", "set") for end in y.parts}
     if any(map(variables, ends)):  # their order is unknown
         return a.kind == b.kind == "union" and in_any_order(
             a._replace(kind="list"), b._replace(kind="list"))
@@ -372,18 +361,12 @@ def same_sets(a, b):
     if not all(map(is_real, values.values())):
         raise ValueError("a complex number in a set of reals")
     # The endpoints get the places 1, 3, 5 ..., in order; the gaps around them are 0, 2, 4 ...
-    places, place, last = {}, -1, None
-    for x in sorted(ends, key=lambda x: values[x].real):
-        value = values[x].real
-        if MP.isinf(value):
-            places[x] = -1 if value < 0 else MP.inf
-        else:
-            if last is None or not close(value, last, digits):
-                place += 2
-            places[x], last = place, value
-    inside = [[contains(x, t, places) for t in range(place + 2)] for x in (a_set, b_set)]
-    if any(x.kind == "both" and not any(found)
-           for x, found in zip((a_set, b_set), inside, strict=True)):
+    places, place, last = {}, -1, -MP.inf
+    for value, x in sorted((value.real, x) for x, value in values.items()):
+        place += 2 * (not close(value, last, digits))
+        places[x], last = place, value
+    inside = [[contains(x, t, places) for t in range(place + 2)] for x in sets]
+    if any(x.kind == "both" and not any(found) for x, found in zip(sets, inside, strict=True)):
         raise ValueError("perhaps the comma is an or")
     return inside[0] == inside[1]
 
@@ -399,29 +382,9 @@ def contains(x, t, places):
     if x.kind == "set":
         return any(t == places[point] for point in x.parts)
     inside = (contains(part, t, places) for part in x.parts)
-    return {"union": any, "both": all, "minus": lambda found: next(found) and not next(found)}[
-        x.kind](inside)
-
-
-RULES = {  # the groups of two trees: whether they are the same; "any": of all groups
-    ("rel", "rel"): same_relations,
-    ("rel", "any"): gives,
-    ("reals", "any"): same_sets,
-    ("tuple", "tuple"): same_tuples,
-    ("tuple", "set"): lambda a, b: False,
-    ("set", "any"): in_any_order,
-    ("list", "list"): same_lists,
-    ("list", "tuple"): same_lists,
-    ("list", "any"): in_any_order,
-    ("unit", "any"): same_quantities,
-    ("matrix", "matrix"): same_matrices,
-    ("matrix", "tuple"): matrix_is_vector,
-    ("mod", "mod"): same_residues,
-    ("time", "ratio"): same_times,
-    ("ratio", "ratio"): same_ratios,
-    ("ratio", "scalar"): same_ratios,
-    ("scalar", "scalar"): lambda a, b: same_numbers(a, b),
-}
+    if x.kind == "minus":
+        return next(inside) and not next(inside)
+    return any(inside) if x.kind == "union" else all(inside)
 
 
 # ---- comparison by value -------------------------------------------------------------------------
@@ -448,15 +411,12 @@ def real_points(free, used):
     positive, but not in an absolute value."""
     if not free:
         return [Point(0)]
-    names = sorted(name for name in map(str_name, free) if "_" not in name or "abs" in used)
+    names = sorted(x.head for x in free if x.kind == "name" and (
+        "_" not in x.head or "abs" in used))
     if not used & {"root", "abs"}:
         names = names[:1] + names[1:][-1:]
-    negatives = [Point(i, name) for name in names[:6] for i in (2, 4)]
-    return [Point(0), Point(1), Point(3), *([Point(5)] if "abs" in used else []), *negatives]
-
-
-def str_name(x):
-    return x.head if x.kind == "name" else str(x)
+    return [*map(Point, (0, 1, 3, 5)[:3 + ("abs" in used)]),
+            *(Point(i, name) for name in names[:6] for i in (2, 4))]
 
 
 def operations(*trees):
@@ -470,18 +430,16 @@ def same_numbers(a, b):
     `log` may mean ln or log10, and a sign of percent or degrees that only one of them has may be
     left out, whichever makes them agree.
     """
-    if a == b:
-        return True
     free, used = variables(a) | variables(b), operations(a, b)
     discrete = bool(free) and bool(used & {"factorial", "binom", "floor", "ceil"})
-    real = not discrete or any(str_name(x)[0] in "xyztuvw" for x in free)  # usual real variables
+    real = not discrete or any(x.head[0] in "xyztuvw" for x in free)  # usual names of reals
     points = real_points(free, used) if real else []
     if discrete:
         points += [Point(i, whole=True) for i in range(12)]
     # Without sums a tiny value can't be the rounding error of a difference: it must agree, too.
-    relative = "+" not in used and "app" not in used and not used & {*FUNCTIONS, "floor", "ceil"}
+    relative = not used & {"+", "app", "floor", "ceil", *FUNCTIONS}
     bare = {PERCENT} if "unit" in (a.kind, b.kind) else set()
-    if not used & {*FUNCTIONS, "log10"}:
+    if not used & {*FUNCTIONS}:
         bare.add(DEGREE)
     readings = itertools.product((False, True) if "log" in used else (False,),
                                  ((), *(operations(a) ^ operations(b)) & bare))
@@ -539,14 +497,14 @@ def evaluate(x, point):
     """Value of a scalar at a point: a Fraction as long as it is exact, else an mpmath number, real
     or complex, at the precision MP.dps. Raises ValueError or ArithmeticError if it has none."""
     Work.spend(1)
-    if x.kind == "number":
-        return x.head
-    if x.kind == "name":
-        return VALUES[x.head]() if x.head in VALUES else variable(x.head, point)
     if x.kind not in SCALARS:
         raise ValueError(f"{x.kind} has no value")
     values = [evaluate(part, point) for part in x.parts]
     match x.kind:
+        case "number":
+            return x.head
+        case "name":
+            return VALUES[x.head]() if x.head in VALUES else variable(x.head, point)
         case "+":
             return reduce(plus, values)
         case "*":
@@ -592,25 +550,13 @@ def fit(x):
 
 
 def arithmetic(operation, a, b):
+    """A Fraction, if a and b are."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return fit(operation(a, b))
     return operation(inexact(a), inexact(b))
 
 
-def plus(a, b):
-    return arithmetic(operator.add, a, b)
-
-
-def times(a, b):
-    return arithmetic(operator.mul, a, b)
-
-
-def limited(x, bits):
-    """x. Raises OverflowError if |x| is above 2 ** bits, since mpmath would compute functions even
-    of such numbers, however long it takes."""
-    if x != 0 and not MP.isinf(x) and MP.mag(x) > bits:
-        raise OverflowError("too large")
-    return x
+plus, times = partial(arithmetic, operator.add), partial(arithmetic, operator.mul)
 
 
 def power(a, b):
@@ -630,41 +576,64 @@ def power(a, b):
     return MP.power(x, y)
 
 
+def limited(x, bits):
+    """x. Raises OverflowError if |x| is above 2 ** bits, since mpmath would compute functions even
+    of such numbers, however long it takes."""
+    if x != 0 and not MP.isinf(x) and MP.mag(x) > bits:
+        raise OverflowError("too large")
+    return x
+
+
 def function(name, args, point):
     """Value of a function that the parser knows. args: one or two values."""
-    x, y = args[0], args[-1]
     whole = all(isinstance(a, Fraction) and a.denominator == 1 and abs(a) <= 5000 for a in args)
     Work.spend(300 if name in ("factorial", "binom") and not whole else 30)
-    if name == "abs":
-        return abs(x)
-    if name == "factorial":
-        if not whole:
-            return MP.gamma(limited(inexact(x), 24) + 1)
-        if x < 0:
-            return MP.inf  # so that n! / (n - 5)! is 0 for n = 3
-        return fit(Fraction(math.factorial(int(x))))
-    if name == "binom":
-        if whole and x >= 0 and y >= 0:
-            return fit(Fraction(math.comb(int(x), int(y))))
-        return MP.binomial(limited(inexact(x), 24), limited(inexact(y), 24))
-    if name in ("floor", "ceil"):
-        if isinstance(x, Fraction):
-            return Fraction(getattr(math, name)(x))
-        return getattr(MP, name)(limited(x, 1000))
-    if name == "root":
-        if y != 2:
-            return power(x, power(y, Fraction(-1)))
-        if isinstance(x, Fraction) and x >= 0:
-            root = Fraction(math.isqrt(x.numerator), math.isqrt(x.denominator))
-            if root * root == x:
-                return root
-        return MP.sqrt(inexact(x))
-    x = inexact(x)
-    if name in ("ln", "log", "log10"):
-        if x == 0:
+    a, b = args[0], args[-1]
+    x, y = inexact(a), inexact(b)
+    match name:
+        case "abs":
+            return abs(a)
+        case "factorial" if whole:  # n! / (n - 5)! is 0 for n = 3
+            return MP.inf if a < 0 else fit(Fraction(math.factorial(int(a))))
+        case "factorial":
+            return MP.gamma(limited(x, 24) + 1)
+        case "binom" if whole and a >= 0 and b >= 0:
+            return fit(Fraction(math.comb(int(a), int(b))))
+        case "binom":
+            return MP.binomial(limited(x, 24), limited(y, 24))
+        case "floor" | "ceil" if isinstance(a, Fraction):
+            return Fraction(getattr(math, name)(a))
+        case "floor" | "ceil":
+            return getattr(MP, name)(limited(x, 1000))
+        case "root" if b == 2 and isinstance(a, Fraction) and a >= 0 and (
+                root := Fraction(math.isqrt(a.numerator), math.isqrt(a.denominator))) ** 2 == a:
+            return root
+        case "root":
+            return MP.sqrt(x) if b == 2 else power(a, power(b, Fraction(-1)))
+        case "ln" | "log" if x == 0:
             raise ZeroDivisionError
-        in_base_10 = name == "log10" or name == "log" and point.log10
-        return MP.ln(x) / MP.ln(10) if in_base_10 else MP.ln(x)
-    if name == "arccot":
-        return MP.pi / 2 - MP.atan(x)
+        case "ln" | "log":
+            return MP.ln(x) / MP.ln(10) if name == "log" and point.log10 else MP.ln(x)
+        case "arccot":
+            return MP.pi / 2 - MP.atan(x)
     return getattr(MP, name.replace("arc", "a"))(limited(x, 24 if name.endswith("h") else 200))
+
+
+RULES = {  # the kinds of two trees, see group(): whether they mean the same; the first that fits
+    ("rel", "rel"): same_relations,
+    ("rel", "any"): gives,
+    ("reals", "any"): same_sets,
+    ("tuple", "tuple"): same_shape,
+    ("tuple", "set"): lambda a, b: False,
+    ("tuple", "list"): same_lists,
+    ("set", "any"): in_any_order,
+    ("list", "list"): same_lists,
+    ("list", "any"): in_any_order,
+    ("unit", "any"): same_quantities,
+    ("matrix", "matrix"): same_shape,
+    ("matrix", "tuple"): matrix_is_vector,
+    ("mod", "mod"): same_residues,
+    ("time", "ratio"): same_times,
+    ("ratio", "ratio"): same_ratios,
+    ("ratio", "scalar"): same_ratios,
+    ("scalar", "scalar"): same_numbers}
