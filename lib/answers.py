@@ -24,13 +24,24 @@ from functools import lru_cache, partial, reduce
 from typing import NamedTuple
 
 from lib.latex import (CONSTANTS, DEGREE, FUNCTIONS, INFINITY, MINUS_ONE, PERCENT, REALS, SCALARS,
-                       UNITS, Tree, Work, choice, is_vector, negative, nodes, read, rebuilt, scan,
-                       tree, variables)
+                       UNITS, VERDICTS, Tree, choice, is_vector, negative, nodes, read, rebuilt,
+                       scan, tree, variables)
 
 import mpmath
 
 max_answer_chars = 20_000  # of a final answer; longer ones are only compared as text
 budget = 30_000            # evaluation steps of one comparison, about a second at worst
+
+
+class Work:
+    """What comparisons cost. One state per process, so they are not thread-safe."""
+    left = 0  # steps that the running comparison may still take
+
+    @classmethod
+    def spend(cls, steps):
+        cls.left -= steps
+        if cls.left < 0:
+            raise RecursionError("too much work")  # no ValueError, which may only mean "different"
 
 
 def last_boxed(text):
@@ -69,14 +80,13 @@ def is_equivalent(prediction, answer):
         a, b = scan(prediction), scan(answer)
         if a == b or not a or not b:
             return a == b != ()
-        if choice(a) and choice(b) and choice(a)[0] == choice(b)[0]:
-            return not choice(a)[1] or not choice(b)[1]
+        letters = choice(prediction), choice(answer)
+        if all(letters) and letters[0][0] == letters[1][0]:
+            return None in (letters[0][1], letters[1][1])
         x, y = read(prediction), read(answer)
         if (x.kind == "list") != (y.kind == "list"):  # 108,135 is a number, or a list beside a list
             x, y = (read(text, thousands=z.kind == "list")
                     for text, z in ((prediction, x), (answer, y)))
-        if (x.kind == "words") != (y.kind == "words"):
-            x, y = read(prediction, anyway=True), read(answer, anyway=True)
         return same(x, y)
     except (ValueError, ArithmeticError, RecursionError):  # not readable, no value, or too large
         return False
@@ -148,8 +158,10 @@ def same_if_comparable(x, y):
 
 
 def same_lists(a, b):
-    """Lists have no order, but x = 2, y = 1 is 2, 1 or (2, 1), not 1, 2."""
-    if a.kind == b.kind == "list" and bool(labels(a)) == bool(labels(b)):
+    """Lists have no order, but x = 2, y = 1 is 2, 1 or (2, 1), not 1, 2. Verdicts answer several
+    questions in their order."""
+    if a.kind == b.kind == "list" and bool(labels(a)) == bool(labels(b)) and not (
+            VERDICTS & {x.head for x in a.parts if x.kind == "word"}):
         return in_any_order(a, b)
     return (all(x.kind == "list" or is_vector(x) for x in (a, b)) and in_order(a.parts, b.parts)
             and all(labels(x) == sorted(labels(x)) for x in (a, b)))
@@ -315,7 +327,7 @@ def real_set(x):
     """A set of reals, or those for which relations hold, as intervals, sets of points, and their
     unions, intersections and differences. Raises ValueError on others."""
     match forwards(x):
-        case Tree("set") | Tree("tuple", _, (_, _)):
+        case Tree("set") | Tree("tuple", _, (_, _)) if x.head != "units":
             return x
         case Tree("name") if x == REALS:
             return interval("<", negative(INFINITY), INFINITY, "<")
@@ -630,6 +642,7 @@ RULES = {  # the kinds of two trees, see group(): whether they mean the same; th
     ("list", "list"): same_lists,
     ("list", "any"): in_any_order,
     ("unit", "any"): same_quantities,
+    ("word", "scalar"): lambda word, x: word.head == "".join(str(y.head) for y in x.parts).lower(),
     ("matrix", "matrix"): same_shape,
     ("matrix", "tuple"): matrix_is_vector,
     ("mod", "mod"): same_residues,

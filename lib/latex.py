@@ -1,28 +1,15 @@
 r"""Final answers in LaTeX or plain text, read into trees. No text is ever run as code.
 
-`clean` replaces spellings by others (SPELLINGS), `scan` makes tokens, `phrases` reads answers in
-words, and Parser reads all others.
+`clean` replaces spellings by others (SPELLINGS), `scan` makes tokens, Parser makes the tree.
 
-A tree has a kind, a head (whatever is no tree) and parts (trees):
+A tree has a kind, a head (whatever is no tree) and parts (trees). Its kinds are
 
-  scalars   number 12   name "x"   + a ...   * a ...   / a b   ^ a b
-            fn "sin" a ...             \sin a, |a|, \sqrt[n]{a}, n!
-            app "f" a                  f(a)
-            unit ("m", "/", "s") a     5 m/s
-            pm 1 a                     \pm a; the head of \mp a is -1
-  sets of   union a ...   both a ...   minus a b
-  reals
-  others    list a ...                 1, 2
-            set a ...                  \{1, 2\}
-            tuple "(]" a ...           (1, 2]; "units": 5 ft 6 in
-            matrix columns a ...       the entries row by row
-            ratio a ...                1:2
-            rel ("<", ...) a b ...     a < b ...
-            mod "" n a                 a \pmod{n}
-            base 5 digits              12_5
-            time (9, 30, "am")         9:30 a.m.
-            word "area"                a word in a formula
-            words ("yes", "no")        an answer in words
+  scalars         number 12   name "x"   + a b   * a b   / a b   ^ a b   fn "sin" a   app "f" a
+                  unit ("m", "/", "s") a for 5 m/s   pm 1 a for \pm a, pm -1 a for \mp a
+  sets of reals   union a b   both a b   minus a b
+  sequences       list a b   set a b   tuple "(]" a b   tuple "units" a b for 5 ft 6 in
+                  matrix columns a b ...   ratio a b   rel ("<",) a b for a < b
+  others          mod "" n a   base 5 digits   time (9, 30, "am")   word "not even"
 """
 import itertools
 import re
@@ -30,17 +17,6 @@ import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
-
-
-class Work:
-    """What comparisons cost. One state per process, so they are not thread-safe."""
-    left = 0  # steps that the running comparison may still take
-
-    @classmethod
-    def spend(cls, steps):
-        cls.left -= steps
-        if cls.left < 0:
-            raise RecursionError("too much work")  # no ValueError, which may only mean "different"
 
 
 # ---- trees ---------------------------------------------------------------------------------------
@@ -59,7 +35,7 @@ SCALARS = {"number", "name", "+", "*", "/", "^", "fn", "app", "unit", "pm"}
 CONSTANTS = {"e", "i", "π", "∞"}  # other names are variables
 REALS, INFINITY = tree("name", head="\\mathbbR"), tree("name", head="∞")
 MINUS_ONE, TWO, TEN = (tree("number", head=Fraction(n)) for n in (-1, 2, 10))
-PERCENT, DEGREE = ("percent",), ("degree",)
+PERCENT, DEGREE = ("%",), ("°",)
 
 
 def rebuilt(x, change):
@@ -133,7 +109,8 @@ def both_signs(x):
     if x.kind == "list":
         return [y for part in x.parts for y in both_signs(part)]
     if x.kind == "tuple" and {*signs} == {1}:  # (±3, ±2) is four points
-        Work.spend(2 ** len(signs))
+        if len(signs) > 8:
+            raise ValueError("too many points")
         return [x._replace(parts=y) for y in itertools.product(*map(both_signs, x.parts))]
     return [choose(x, 1), choose(x, -1)] if signs else [x]
 
@@ -162,7 +139,7 @@ MEANINGS = {phrase: meaning for phrases, meaning in (
     ("no solution, no solutions, no real solution, no real solutions, empty set, none, 无解",
      tree("set")),
     ("all real numbers, all reals", REALS), ("infinity, infinite", INFINITY),
-    ("dne, doesn't exist", tree("words", head=("does not exist",))))
+    ("dne, doesn't exist", tree("word", head="does not exist")))
     for phrase in phrases.split(", ")}
 # Words of which a list has an order: answers to several questions.
 VERDICTS = set("""yes no true false increasing decreasing positive negative even odd left right up
@@ -170,15 +147,16 @@ down""".split())
 UNITS = {spelling: names.split()[0] for names in """mm millimeter millimetre
 cm centimeter centimetre|m meter metre|km kilometer kilometre|inch inches in|foot feet ft|yard yd
 mile mi|second sec s|minute min|hour hr h|day|week|month|year yr|mg milligram|gram gm g
-kilogram kg|pound lb|ounce oz|ton|celsius|fahrenheit|liter litre l|milliliter ml|gallon gal
-dollar usd|cent|euro eur|rupee rs inr|yuan cny rmb|gbp|degree deg|percent percentage pct
+kilogram kg|pound lb|ounce oz|ton|celsius|fahrenheit f|liter litre l|milliliter ml|gallon gal
+dollar usd|cent|euro eur|rupee rs inr|yuan cny rmb|gbp|° degree deg|% percent percentage pct
 radian rad|am|pm|mph|nm|ev|hz|mol|unit|j|n|w|v|a|k|c""".replace("\n", "|").split("|")
     for spelling in names.split()}
-# Units of two letters that are units also outside \text. Others may be products: 3 mg.
-SHORT_UNITS = {"mm", "cm", "km", "kg", "ft", "lb", "hr", "nm", "ev", "hz", "yr", "oz"}
 CURRENCIES = {"$": "dollar", "¢": "cent", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee",
               "₽": "ruble", "usd": "dollar", "eur": "euro", "gbp": "pound", "rs": "rupee",
               "inr": "rupee", "cny": "yuan", "rmb": "yuan"}
+# Letters that are words also outside \text. Others may be products: 3 mg.
+PLAIN_WORDS = {*SCALES, *CURRENCIES, *(unit for unit in UNITS if len(unit) > 2),
+               *"mm cm km kg ft lb hr nm ev hz yr oz".split()}
 # What may be counted without a plural s.
 MEASURES = set("""people children men women feet fish sheep mice geese teeth 元 円 원 角 美元 个 人
 只 本 张 岁 年 月 天 日 米 厘米 分米 毫米 千米 公里 平方米 平方厘米 立方米 小时 时 分钟 分 秒 度 棵
@@ -209,10 +187,17 @@ def spelled(found):
 
 TEXT = r"\\(?:[mh]box|emph|text(?:bf|it|rm|sf|tt|up|normal)?|mathrm|operatorname\*?)\s*"
 NTH = rf"(?:(?:st|nd|rd|th)\b|{TEXT}\{{\s*(?:st|nd|rd|th)\s*\}})"
+BEFORE_NOTE = rf"[\s,(]{{0,4}}(?:{TEXT}\{{[\s,(]{{0,4}})?"
 SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one after the other
     (r"^(\*\*?|__|`|\")(.+)\1$", r"\2"),                                        # **5**
     (r"(?i)^(?:\\text\s*\{)?\s*(?:the )?(?:final )?(?:answer\b(?: is\b)?|答案) ?:?\s*\}?", ""),
     (r"^\s*\\(?:therefore|implies|[rR]ightarrow)(?![a-zA-Z])|^∴", ""),
+    (rf"{BEFORE_NOTE}\b(?:since|because)\b.*", ""),
+    (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.*\b(?:all|every|any|integers?)\b)(?:[\s{{}}(),.]"
+     r"|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])|(?:for|where|with|all|every|any|some|real|numbers?|is"
+     r"|an|integers?|[a-z])(?![a-zA-Z]))*$", ""),                                # for all x
+    (r"^((?:(?!\\(?:[lgn]eq?|[lg]t|in)(?![a-z])|[<>≤≥≠∈]).)+)"
+     r"[,(]\s*[a-zA-Z]\s*(?:\\in|∈)\s*\\mathbb\s*\{?Z\}?\s*\)?$", r"\1"),           # (k \in Z)
     (r"\bUS\s?\\?\$", r"\\$"),
     (r"\\(?:(?:text)?color(?:box)?|[hv]space|label|tag)\*?\s*\{[^{}]*\}", ""),   # \color{red}
     (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|.)", ""),
@@ -240,9 +225,16 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one af
     (r"(?<![\d})])(?<![\d})] )\](?=\s*[^\s,;\[\]()][^,;\[\]()]*[,;][^\[\]()]*[\[\]])", "("),
     (r"([\[(](?=[^\[\]()]*[,;])[^\[\]()]*)(?<!sqrt)\[", r"\1)"),                # ]0, 1[
     (rf"{TEXT}\{{\s*to\s*\}}|(?<=\d) to (?=\d)", ":"),                          # 3 to 4
+    (r"\+ ?/ ?-|(?:^|(?<=[=<>(\[{,]))\s*\+-", r"\\pm "),  # between two terms +- are two signs
+    (r"\\(?:emptyset|varnothing)(?![a-zA-Z])|∅", r"\\{\\}"),
     (rf"\(?\s*(?:\\[pb]?mod(?![a-zA-Z])|\bmod(?:ulo)?\b|{TEXT}\{{\s*mod(?:ulo)?\s*\}})", r"\\mod "),
+    (r",?\s*&\s*(?:\\text\s*\{\s*(?:if|when|for)\s*\})?", "&"),
     (r"\s*(?:\(base (\d+)\)|\bbase (\d+)|\\text\s*\{\s*base\s*\}\s*(\d+))", r"_{\1\2\3}"),
 )]
+ROWS = [(re.compile(pattern), new) for pattern, new in (  # if there is no matrix
+    (r"\\\\(?:\s*\[[\d.]+ *[a-z]+\])?\s*&?\s*=|&=", " ="),
+    (r"\\\\(?:\s*\[[\d.]+ *[a-z]+\])?", ", "), ("&", ""), (r"\\begin\s*\{\w+\*?\}", "{"), (r"[\s,]{0,9}\\end\s*\{\w+\*?\}", "}"))]
+MATRIX = re.compile(r"\\begin\s*\{(?!align|gather|split|eqn|cases(?=[^&]*\\end))")
 # Characters that stand for several others, or that NFKC would take for others.
 CHARACTERS = str.maketrans({
     "º": "°", "˚": "°", "′": "'", "’": "'", "“": "", "”": "", "、": ",", "。": ".", "∘": r"\circ ",
@@ -261,21 +253,31 @@ def clean(text):
         text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
         text = re.sub(r"(\d+)⁄(\d+)", r"\\frac{\1}{\2}", text)
     text = " ".join(text.split())
-    for pattern, new in SPELLINGS:
+    for pattern, new in SPELLINGS if MATRIX.search(text) else SPELLINGS + ROWS:
         text = pattern.sub(new, text)
     text = text.lstrip(" ,;:").rstrip()
-    return text if text.endswith("...") else text.rstrip(" .,;:\\")
+    text = text if text.endswith("...") else text.rstrip(" .,;:\\")
+    return f"\\text{{{text}}}" if is_in_words(text) else text
+
+
+def is_in_words(text):
+    """Does a plain answer consist of words: four letters or more, verdicts, an acronym?"""
+    if not re.fullmatch(r"[a-zA-Z ,.'()-]+", text) or re.search(
+            rf"[a-z][A-Z]|[A-Z]{{2}}[a-z]|\b(?:{either(FUNCTIONS)})[a-z]?\b", text):  # GMmR, sinx
+        return False
+    is_long = re.search("[a-zA-Z]{4}|^[A-Z]{3}$", text) and list(text) != sorted(text)  # unlike abcd
+    return is_long or VERDICTS & {*re.findall("[a-z]+", text.lower())}
 
 
 # ---- tokens --------------------------------------------------------------------------------------
 
 # A token, then its other spellings.
 TOKENS = {spelling: kept for line in r"""
-- − – — ‐ ‑   * \times \cdot \ast × ✕ · ⋅ ∙ •   / \div ÷ ⁄   : \colon ∶   ^ **   % \%   = ==
-\pm ± +/-   \mp ∓   \frac \dfrac \tfrac \cfrac \sfrac \nicefrac   \binom \dbinom \tbinom
+- − – — ‐ ‑   * \cdot \ast · ⋅ ∙ •   × \times ✕   / \div ÷ ⁄   : \colon ∶   ^ **   % \%   = ==
+\pm ±   \mp ∓   \frac \dfrac \tfrac \cfrac \sfrac \nicefrac   \binom \dbinom \tbinom
 | \| \lvert \rvert \vert \mid   \{ \lbrace   \} \rbrace   [ \lbrack   ] \rbrack   < \lt   > \gt
 ≤ \le \leq \leqslant \leqq <= ⩽   ≥ \ge \geq \geqslant \geqq >= ⩾   ≠ \ne \neq !=
-≈ \approx \simeq   = \equiv ≡   ∈ \in   \emptyset \varnothing ∅   , ; \\   ∨ \lor \vee
+≈ \approx \simeq   = \equiv ≡   ∈ \in   , ;   ∨ \lor \vee
 \cup \bigcup ∪   \cap \bigcap ∩   \setminus \backslash \smallsetminus ∖   ∧ \land \wedge
 ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ⟨ \langle   ⟩ \rangle   ... \ldots \dots \cdots
 """.strip().splitlines() for kept, *spellings in map(str.split, line.split("   "))
@@ -302,13 +304,12 @@ TOKEN = rf"""
       \s*(?:\{{[^{{}}]*\}}|\w))                                                       # \vec{{v}}
    (?:_(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}|\d+|\w|\\[a-zA-Z]+)|')*)                  # x_{{1}}'
 |(?P<script>[^\W\d_a-zA-Z]+)
-|(?P<sign>'+|\.\.\.|\+\s?/\s?-|\+-|\*\*|[<>!=]=|\\[a-zA-Z]+|\\.|\S)"""
+|(?P<prime>'+)
+|(?P<sign>\.\.\.|\*\*|[<>!=]=|\\[a-zA-Z]+|\\.|\S)"""
 # With and without thousands like 1,234.
 PATTERNS = [re.compile(TOKEN.replace("COMMA", comma), re.VERBOSE) for comma in ("", r"|,(?!\ )")]
 WORD = re.compile(r"(?P<letters>[a-zA-Z]+(?:['-][a-zA-Z]+)*)")  # in \text{}
-ROWS = {"cases", "aligned", "align", "gathered", "split", "eqnarray"}  # no matrices
-# Kinds of tokens with which a value ends.
-VALUE_ENDS = {"number", "symbol", ")", "]", "}", "\\}", "°", "%", "!"}
+VALUE_ENDS = {"number", "symbol", ")", "]", "}", "\\}", "°", "%", "!"}  # tokens that end a value
 
 
 class Scanner:
@@ -316,104 +317,58 @@ class Scanner:
 
     def __init__(self, text, thousands):
         self.tokens = []
-        self.braces = []        # of each open {: "text", "word" (text of one word) or "math"
-        self.depth = 0          # how many ( [ \{ are open
-        self.environments = []  # of each open \begin: whether its rows are a list's, not a matrix's
-        at, self.spaced = 0, True
+        self.braces = []  # of each open {: "text", "word" (text of one word) or "math"
+        at, depth, self.spaced = 0, 0, True
         while at < len(text):
-            found = PATTERNS[thousands and not self.depth].match(text, at)
+            found = PATTERNS[thousands and not depth].match(text, at)
             if self.braces[-1:] in (["text"], ["word"]):
                 found = WORD.match(text, at) or found
-            at = found.end()
-            self.read(found.lastgroup, found[0], found)
-            self.spaced = found.lastgroup in ("space", "text")
-
-    def add(self, kind, text=""):
-        self.tokens.append((kind, text))
+            at, kind = found.end(), found.lastgroup
+            if kind == "text":
+                self.braces.append("text" if found["alone"] is None else "word")
+            elif kind == "letters":
+                self.letters(found[0], text[at:at + 9])
+            elif kind == "script":  # 5千万元
+                run = found[0]
+                scales = "" if run in MEASURES else re.match("[百千万亿兆]*", run)[0]
+                self.tokens += [("word", word) for word in (*scales, run[len(scales):]) if word]
+            elif kind == "sign":
+                depth += self.sign(TOKENS.get(found[0], found[0]))
+            elif kind != "space":
+                self.tokens.append((kind, symbol(found[0]) if kind == "symbol" else found[0]))
+            self.spaced = kind in ("space", "text")
 
     @property
     def before(self):
         """The kind of the last token."""
         return self.tokens[-1][0] if self.tokens else ""
 
-    def read(self, kind, token, found):
-        as_rows = all(self.environments[-1:])
-        match kind:
-            case "text":
-                self.braces.append("text" if found["alone"] is None else "word")
-            case "number":
-                self.add(kind, token)
-            case "begin":
-                rest = found.string[found.end():].partition("\\end")[0]
-                as_rows = found["name"] in ROWS and (found["name"] != "cases" or "&" not in rest)
-                self.environments.append(as_rows)
-                self.add("{" if as_rows else kind, found["name"])
-            case "end":
-                while self.before == ",":  # of a row that is empty
-                    self.tokens.pop()
-                self.add("}" if self.environments and self.environments.pop() else kind)
-            case "row" if not as_rows:
-                self.add("\\\\")
-            case "row":
-                if not re.match(r"\s*&?\s*=", found.string[found.end():found.end() + 20]):
-                    self.add(",", ",")  # but x &= 2 + 3 \\ &= 5 is one equation
-            case "money":
-                self.add(kind, CURRENCIES[token[-1]])
-            case "fn":
-                self.add(kind, token.lstrip("\\"))
-            case "letters":
-                self.letters(token)
-            case "symbol":
-                self.add(kind, symbol(token))
-            case "script":  # 5千万元
-                scales = "" if token in MEASURES else re.match("[百千万亿兆]*", token)[0]
-                self.tokens += [("word", word) for word in (*scales, token[len(scales):]) if word]
-            case "sign":
-                self.sign(re.sub(r"(?<=\S) ", "", token), as_rows)
-
-    def letters(self, run):
+    def letters(self, run, rest):
         """Letters: a separator, a word, or a product of variables."""
         low, mode, after_value = run.lower(), self.braces[-1:], self.before in VALUE_ENDS
         unit = low if low in UNITS else low.removesuffix("s")
         if mode == ["word"] and len(run) == 1:
             is_word = low in UNITS and run not in "ei" and (after_value or run.islower())
         elif mode in (["text"], ["word"]):
-            is_word = low in CURRENCIES or (self.before in ("word", "number") if len(run) == 1
-                                            else after_value or not re.fullmatch("[A-Z]{2,5}", run))
+            is_word = len(run) > 1 or self.before in ("word", "number") or (
+                re.match(r"\s+(?!and\b|or\b)[a-z]{2}", rest))
         else:
-            alphabetical = list(run) == sorted(run)  # abcd is a product
-            is_word = (
-                self.before == "word" or low in SCALES or low in CURRENCIES or unit in SHORT_UNITS
-                or unit in UNITS and len(unit) > 2
-                or self.spaced and unit in ("am", "pm", "sq", "cu", "in")
-                or len(run) > 3 and run.islower() and not alphabetical and (
-                    self.spaced or self.before == "}"))
-        if run in LETTERS:
-            self.tokens.append(LETTERS[run])
-        else:
-            self.add("word" if is_word else "letters" if len(run) > 1 else "symbol", run)
+            is_long = len(run) > 3 and run.islower() and list(run) != sorted(run)  # unlike abcd
+            is_word = (self.before == "word" or unit in PLAIN_WORDS
+                       or self.spaced and unit in ("am", "pm", "sq", "cu", "in")
+                       or is_long and (self.spaced or self.before == "}"))
+        kind = "word" if is_word else "letters" if len(run) > 1 else "symbol"
+        self.tokens.append(LETTERS.get(run, (kind, run)))
 
-    def sign(self, token, as_rows):
-        kind = TOKENS.get(token, token)
-        self.depth += (kind in ("(", "[", "\\{")) - (kind in (")", "]", "\\}"))
-        if kind == "{":
+    def sign(self, token):
+        """A sign or a command. Returns how many more brackets are open after it."""
+        if token == "{":
             self.braces.append("math")
-        if kind == "}" and self.braces and self.braces.pop() != "math":
-            return
-        if kind == "\\emptyset":
-            self.tokens += [("\\{", ""), ("\\}", "")]
-        elif kind in (",", "∨", "∧"):
-            self.add(",", kind)
-        elif kind in tuple("<>=≤≥≠≈∈"):
-            self.add("rel", kind)
-        elif kind == "+-":  # between two terms these are two signs
-            starts = self.before in ("", "rel", "(", "[", "{", ",")
-            self.tokens += [("\\pm", "")] if starts else [("+", ""), ("-", "")]
-        elif kind[0] == "'":
-            self.add("'", kind)
-        elif (kind != "&" or not as_rows or not self.environments) and (
-                kind != "." or self.before != "word"):  # sq. cm
-            self.add(kind, token if kind == "*" else "")
+        if not (token == "}" and self.braces and self.braces.pop() != "math"
+                or token == "." and self.before == "word"):  # sq. cm
+            self.tokens.append(("rel" if token in tuple("<>=≤≥≠≈∈") else
+                                "," if token in tuple(",∨∧") else token, token))
+        return (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
 
 
 def symbol(token):
@@ -427,87 +382,32 @@ def symbol(token):
 
 @lru_cache(256)
 def scan(text, thousands=True):
-    """The tokens of an answer, without a note. thousands: outside brackets, 1,234 is a number."""
-    return tuple(without_note(Scanner(clean(text), thousands).tokens))
+    """The tokens of an answer. thousands: outside brackets, 1,234 is a number."""
+    return tuple(Scanner(clean(text), thousands).tokens)
 
 
-NOTE_STARTS = {"since", "because", "where", "for", "with"}
-NOTE_SUBJECTS = {"all", "every", "any", "integer", "integers"}
-NOTE_WORDS = NOTE_STARTS | NOTE_SUBJECTS | {"some", "real", "number", "numbers", "is", "an", "and",
-                                            *"(),{}∈", REALS.head}
+CHOICE = re.compile(r"(?:(?:option|choice) )?(?:\(([A-Ja-j])\)|([A-J])(?:[).:]|\s*$))\s*"
+                    r"((?=[\w\\]).*)?")
+NO_CHOICE = re.compile(r"\b[A-J]\b|[,;]|\b(?:and|or|not|is|incorrect|wrong|false)\b")
 
 
-def without_note(tokens):
-    r"""The tokens without a note behind that says nothing about the value: since x > 0, where k is
-    an integer, for all x, (k \in \mathbb{Z})."""
-    said = [text if kind == "symbol" else text.lower() or kind for kind, text in tokens]
-    end = len(said) - (said[-1:] == [")"])
-    if end > 4 and said[end - 2:end] == ["∈", "\\mathbbZ"] and said[end - 4] in (",", "(") and (
-            said[end - 3] in said[:end - 4] and not {*"<>≤≥≠∈"} & {*said[:end - 4]}):
-        return tokens[:end - 4]
-    at = next((i for i, word in enumerate(said) if word in NOTE_STARTS), 0)
-    note = said[at:]
-    if not (at and ({*note} & {"since", "because"} or {*note} & NOTE_SUBJECTS and all(
-            word in NOTE_WORDS or len(word) == 1 and word.isalpha() for word in note))):
-        return tokens
-    while at > 1 and said[at - 1] in ("(", ","):
-        at -= 1
-    return tokens[:at]
-
-
-# ---- answers in words ----------------------------------------------------------------------------
-
-def phrases(tokens, anyway):
-    r"""Tree of an answer in words, or None if it may be a formula: \text{not even}; true, false.
-
-    Letters surely are words if they are in \text or are four or more. A comma, "and" or "or"
-    separates phrases, whose order doesn't matter unless they answer several questions.
-    """
-    runs = [(kind, text) for kind, text in tokens if kind in ("word", "letters", "symbol")]
-    if {kind for kind, _ in tokens} - {"word", "letters", "symbol", *",(){}."} or any(
-            re.search("[a-z][A-Z]|[A-Z]{2}[a-z]", text) for _, text in runs):  # GMmR
+def choice(text):
+    r"""(letter, what follows) of a multiple choice: B, (B), \text{B. } 12, (B) ellipse; or None."""
+    found = CHOICE.fullmatch(re.sub(rf"{TEXT}\{{|[{{}}]", "", clean(text)).strip())
+    if not found or NO_CHOICE.search(found[3] or ""):
         return None
-    items = " ".join("," if kind == "," else text.lower() for kind, text in tokens if text)
-    items = [re.sub("^(?:an?|the|option|choice) ", "", item.strip()) for item in items.split(",")]
-    items = [item for item in items if item]
-    ordered = VERDICTS & {*items} or tokens[0][0] == "("
-    if not runs or not (anyway or VERDICTS & {*items} or any(
-            kind == "word" or kind == "letters" and len(text) > 3 for kind, text in runs)
-            or len(runs) == 1 and re.fullmatch("[A-Z]{3,}", runs[0][1])):
-        return None
-    words = tree("words", head=tuple(items if ordered else sorted(items)))
-    return MEANINGS.get(items[0], words) if len(items) == 1 else words
-
-
-CHOICES, NO_CHOICE = {*"ABCDEFGHIJ"}, {"not", "is", "incorrect", "wrong", "false"}
-
-
-def choice(tokens):
-    r"""(letter, whether more follows) of a multiple choice: B, (B), \text{B. } 12, (B) ellipse."""
-    tokens = [token for token in tokens if token[0] not in "{}"]
-    in_bracket = tokens[:1] == [("(", "")]
-    (kind, letter), *rest = tokens[in_bracket:] or [("", "")]
-    letter, more = letter.upper() if in_bracket else letter, rest[1:]
-    if kind != "symbol" or letter not in CHOICES or rest and rest[0][0] not in (")", ".", ":") or (
-            more and more[0][0] not in FACTOR_STARTS - {"("} | {"word", "letters"}) or any(
-            kind == "," or text in CHOICES or text.lower() in NO_CHOICE for kind, text in more):
-        return None
-    return letter, bool(more)
+    return (found[1] or found[2]).upper(), found[3]
 
 
 # ---- formulas ------------------------------------------------------------------------------------
 
 @lru_cache(256)
-def read(text, thousands=True, anyway=False):
-    """Tree of an answer. thousands: outside brackets, 1,234 is a number. anyway: letters are words
-    wherever they can be.
+def read(text, thousands=True):
+    """Tree of an answer. thousands: outside brackets, 1,234 is a number.
 
     Raises ValueError if it can't be read, RecursionError on hundreds of nested braces.
     """
-    tokens = scan(text, thousands)
-    if found := phrases(tokens, anyway):
-        return found
-    parser = Parser([token for kind, text in tokens for token in (
+    parser = Parser([token for kind, text in scan(text, thousands) for token in (
         [("symbol", letter) for letter in text] if kind == "letters" else [(kind, text)])])
     x = parser.values()
     parser.take("")
@@ -540,13 +440,12 @@ class Parser:
         return self.tokens[self.at][0]
 
     def take(self, *kinds):
-        """The next token's text, or its kind if it has none. Raises ValueError unless it is of one
-        of these kinds."""
+        """The next token's text. Raises ValueError unless the token is of one of these kinds."""
         kind, text = self.tokens[self.at]
         if kind not in kinds:
-            raise ValueError(f"unexpected {text or kind}")
+            raise ValueError(f"unexpected {text}")
         self.at += 1
-        return text or kind
+        return text
 
     def skip(self, *kinds):
         """The next token's text if it is of one of these kinds, else None."""
@@ -607,13 +506,13 @@ class Parser:
     def unit(self, x):
         """The value x with the words after it. same_quantities() says which of them matter."""
         words = []
-        while self.next == "word" or words and self.next in ("/", "*", "^"):
+        while self.next == "word" or words and self.next in ("/", "*", "×", "^"):
             if self.skip("^"):
                 power = str(self.argument().head)
                 words[-1:] = ["/"] * (power[0] == "-") + [words[-1] + power.strip("-").strip("1")]
             elif self.skip("/"):
                 words += ["/", self.take("symbol")] if self.next == "symbol" else ["/"]
-            elif not self.skip("*"):
+            elif not self.skip("*", "×"):
                 word = self.take("word")
                 words += {"mph": ["miles", "/", "hours"], "per": ["/"]}.get(word, [word])
         if len(words) == 1 and words[0].lower() in ("am", "pm"):
@@ -657,9 +556,9 @@ class Parser:
                 below.append(self.signed())
                 while below[-1].kind == "name" and self.next == "symbol":  # t/RC is t/(RC)
                     below.append(self.factor())
-            elif sign := self.skip("*"):
+            elif sign := self.skip("*", "×"):
                 above.append(self.signed())
-                if sign in ("\\times", "×") and any(x.kind == "name" and re.match(
+                if sign == "×" and any(x.kind == "name" and re.match(
                         r"\\(?:vec|hat|over)|[A-Z]$", x.head) for x in above[-2:]):
                     raise ValueError("a product whose order matters")
             elif self.next == "number" == before:
@@ -668,7 +567,7 @@ class Parser:
                 if not above[-1]:
                     raise ValueError("two numbers in a row")
             elif (self.next in FACTOR_STARTS or self.next == "|" and not self.bars) and (
-                    self.next != "number" or before not in ("°", "'")):  # 30° 15'
+                    self.next != "number" or before not in ("°", "prime")):  # 30° 15'
                 factor = self.factor()
                 mixed = mixed_number(above[-1], factor) if may_be_mixed else None
                 above[-1:] = [mixed] if mixed else [above[-1], factor]
@@ -692,9 +591,9 @@ class Parser:
                 if self.next == "!":
                     raise ValueError("double factorial")
                 x = tree("fn", x, head="factorial")
-            elif self.next in ("%", "°", "money") or self.next == "'" and x.kind == "number":
-                sign = self.take(self.next)
-                x = tree("unit", x, head=({"%": "percent", "°": "degree"}.get(sign, sign),))
+            elif self.next in ("%", "°", "money") or self.next == "prime" and x.kind == "number":
+                sign = self.take(self.next).removeprefix("\\")
+                x = tree("unit", x, head=(CURRENCIES.get(sign, sign),))
             elif self.next == "_" and x.kind == "number":
                 self.at += 1
                 x = based(x, self.argument())
@@ -729,20 +628,21 @@ class Parser:
             case "\\binom":
                 return tree("fn", self.argument(True), self.argument(True), head="binom")
             case "fn":
-                return self.function(text)
+                return self.function(text.removeprefix("\\"))
             case "begin":
-                return self.matrix(text)
+                return self.matrix(re.findall(r"\w+", text)[1])
             case "money":
                 sign = self.skip("-")
-                x = tree("unit", self.term(), head=(text,))
+                x = tree("unit", self.term(), head=(CURRENCIES[text[-1]],))
                 return negative(x) if sign else x
             case "word" if text.lower() in CURRENCIES and self.next == "number":  # USD 5
                 return tree("unit", self.term(), head=(CURRENCIES[text.lower()],))
             case "word":
                 while self.next == "word":  # total cost
                     text += " " + self.take("word")
-                return tree("word", head=text.lower())
-        raise ValueError(f"unexpected {text or kind}")
+                text = re.sub("^(?:an?|the) ", "", text.lower())
+                return MEANINGS.get(text, tree("word", head=text))
+        raise ValueError(f"unexpected {text}")
 
     def bracketed(self, left):
         r"""(x), (1, 2], |x|, {x}, \{1, 2\}, \lfloor x\rfloor"""
@@ -799,7 +699,7 @@ class Parser:
             return tree("app", self.base(), head=name)
         if is_event and (name in "PE" or len(name) > 1 and "_" not in name):
             self.at += len(content)
-            return tree("name", head=name + "".join(text or kind for kind, text in content))
+            return tree("name", head=name + "".join(text for _, text in content))
         return x
 
     def function(self, name):
@@ -834,14 +734,10 @@ class Parser:
         rows = [[]]
         while not self.skip("end"):
             rows[-1].append(self.relation())
-            if self.skip("\\\\") and self.next != "end":
+            if self.skip("row") and self.next != "end":
                 rows.append([])
             elif self.next != "end":
-                if name == "cases":
-                    self.skip(",")
                 self.take("&")
-                if name == "cases" and self.tokens[self.at][1] in ("if", "when", "for"):
-                    self.at += 1
         if len({len(row) for row in rows}) > 1:
             raise ValueError("rows of different lengths")
         if len(rows[0]) == 1 and all(row[0].kind == "rel" for row in rows):
