@@ -290,9 +290,8 @@ def is_name(x, value=None):
         case Tree("name", name):
             return name not in CONSTANTS and x != REALS
         case Tree("^", _, (Tree("name", base), exponent)):
-            if value and value.kind == "matrix":
-                return base.isupper() and exponent.head in (-1, "T", "\\top")
-            return base in "fg" and exponent.head == -1
+            return (value is not None and value.kind == "matrix" and base.isupper()
+                    and exponent.head in (-1, "T", "\\top"))
         case Tree("rel", ("=",), (Tree("name"), Tree("tuple"))) | Tree("app" | "word"):
             return True
         case Tree("+"):  # a - b
@@ -628,7 +627,7 @@ def function(name, args, point):
             return MP.ln(x) / MP.ln(10) if name == "log" and point.log10 else MP.ln(x)
         case "arccot":
             return MP.pi / 2 - MP.atan(x)
-    return getattr(MP, name.replace("arc", "a"))(limited(x, 24 if name.endswith("h") else 200))
+    return getattr(MP, name.replace("arc", "a"))(limited(x, 24 if name[-1] in "hp" else 200))
 
 
 RULES = {  # the kinds of two trees, see group(): whether they mean the same; the first that fits

@@ -34,7 +34,7 @@ def tree(kind, *parts, head=""):
 SCALARS = {"number", "name", "+", "*", "/", "^", "fn", "app", "unit", "pm"}
 CONSTANTS = {"e", "i", "π", "∞"}  # other names are variables
 REALS, INFINITY = tree("name", head="\\mathbbR"), tree("name", head="∞")
-MINUS_ONE, TWO, TEN = (tree("number", head=Fraction(n)) for n in (-1, 2, 10))
+MINUS_ONE, TWO = (tree("number", head=Fraction(n)) for n in (-1, 2))
 PERCENT, DEGREE = ("%",), ("°",)
 
 
@@ -56,7 +56,7 @@ def variables(x):
 
 
 def is_vector(x):
-    return x.kind == "tuple" and x.head == "()"
+    return x.head == "()"
 
 
 def negative(x):
@@ -71,8 +71,6 @@ def product(factors):
     """Product of trees; a matrix or vector takes the others into its entries."""
     if len(factors) == 1:
         return factors[0]
-    if any(x.kind == "word" for x in factors):
-        raise ValueError("words in a formula")
     matrices = [x for x in factors if x.kind == "matrix" or is_vector(x)]
     if len(matrices) == 1:
         others = [x for x in factors if x is not matrices[0]]
@@ -81,10 +79,10 @@ def product(factors):
 
 
 def quotient(a, b):
-    """Quotient of trees; a matrix is divided entry by entry. dy/dx is a name, not y/x."""
+    """Quotient of trees. dy/dx is a name, not y/x."""
     if first_name(a) == first_name(b) in ("d", "\\partial", "Δ") and b.kind != "name":
         return tree("name", head=f"d/d {(a, b)}")
-    return rebuilt(a, lambda x: quotient(x, b)) if a.kind == "matrix" else tree("/", a, b)
+    return tree("/", a, b)
 
 
 def first_name(x):
@@ -117,8 +115,9 @@ def both_signs(x):
 
 # ---- words ---------------------------------------------------------------------------------------
 
-FUNCTIONS = """arcsinh arccosh arctanh arcsin arccos arctan arccot sinh cosh tanh coth sech csch
-sin cos tan cot sec csc log ln lg exp sqrt""".split()
+TRIGONOMETRIC = "sinh|cosh|tanh|coth|sech|csch|sin|cos|tan|cot|sec|csc"
+FUNCTIONS = ["arcsinh", "arccosh", "arctanh", "arcsin", "arccos", "arctan", "arccot",
+             *TRIGONOMETRIC.split("|"), "log", "ln", "exp", "sqrt"]
 GREEK = dict(zip("""alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron
 pi rho sigma tau upsilon phi chi psi omega""".split(), "αβγδεζηθικλμνξοπρστυφχψω", strict=True))
 GREEK |= {f"var{name}": letter for name, letter in GREEK.items()}
@@ -185,17 +184,22 @@ def spelled(found):
     return f"\\frac{{{n}}}{{{PARTS.index(part) + 2}}}" if part else str(n)
 
 
+def mixed(found):
+    """{1+\\frac{2}{3}} for 1 2/3 and 1\\frac23, but not for 1\\frac32, which is a product."""
+    whole, above, below = filter(None, found.groups())
+    part = f"\\frac{{{above}}}{{{below}}}"
+    return f"{{{whole}+{part}}}" if 0 < int(above) < int(below) else found[0]
+
+
 TEXT = r"\\(?:[mh]box|emph|text(?:bf|it|rm|sf|tt|up|normal)?|mathrm|operatorname\*?)\s*"
 NTH = rf"(?:(?:st|nd|rd|th)\b|{TEXT}\{{\s*(?:st|nd|rd|th)\s*\}})"
 BEFORE_NOTE = rf"[\s,(]{{0,4}}(?:{TEXT}\{{[\s,(]{{0,4}})?"
 SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one after the other
     (r"^(\*\*?|__|`|\")(.+)\1$", r"\2"),                                        # **5**
-    (r"(?i)^(?:\\text\s*\{)?\s*(?:the )?(?:final )?(?:answer\b(?: is\b)?|答案) ?:?\s*\}?", ""),
-    (r"^\s*\\(?:therefore|implies|[rR]ightarrow)(?![a-zA-Z])|^∴", ""),
     (rf"{BEFORE_NOTE}\b(?:since|because)\b.*", ""),
     (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.*\b(?:all|every|any|integers?)\b)(?:[\s{{}}(),.]"
-     r"|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])|(?:for|where|with|all|every|any|some|real|numbers?|is"
-     r"|an|integers?|[a-z])(?![a-zA-Z]))*$", ""),                                # for all x
+     r"|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])|(?:for|where|with|all|every|any|some|real|numbers?"
+     r"|is|an|integers?|[a-z])(?![a-zA-Z]))*$", ""),                                # for all x
     (r"^((?:(?!\\(?:[lgn]eq?|[lg]t|in)(?![a-z])|[<>≤≥≠∈]).)+)"
      r"[,(]\s*[a-zA-Z]\s*(?:\\in|∈)\s*\\mathbb\s*\{?Z\}?\s*\)?$", r"\1"),           # (k \in Z)
     (r"\bUS\s?\\?\$", r"\\$"),
@@ -206,12 +210,21 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one af
     (r"\\(?:[bB]igg?[lrm]?|(?:display|text|script)style|(?:no)?limits|underline|rm|bf|it|sf|tt|tiny"
      r"|math(?:bf|it|sf|tt|normal|cal|scr|frak|op)|boldsymbol|bm|pmb|f?boxe?d?|ensuremath|smash"
      r"|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|blacksquare|square|qed)(?![a-zA-Z])", ""),
+    (r"(?i)^ ?(?:\\text\s*\{)?\s*(?:the )?(?:final )?(?:answer\b(?: is\b)?|答案) ?:?\s*\}?", ""),
+    (r"^ ?(?:\\(?:therefore|implies|[rR]ightarrow|approx)(?![a-zA-Z])|[∴=≈])", ""),
     (rf"\\[dtc]?frac\s*\{{\s*({TEXT}\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({TEXT}\{{[^{{}}]*\}}(?:\^\d)?)"
      r"\s*\}", r"\1/\2"),                                                       # \frac{\text{m}}...
     (rf"{TEXT}\{{\s*({either(FUNCTIONS)})\s*\}}", r"\\\1 "),                     # \mathrm{log}
     (rf"(?<!\d)(?<!\d ){TEXT}\{{\s*(?!and\b|or\b)([a-zA-Z]+)\s*\}}\s*(?=\()", r"\\name{\1}"),
     (rf"(?i)(?<![a-z])(?:({either(ONES[1:10])}) hundred (?:and )?)?({either(NUMBER_WORDS)})"
      rf"(?:[ -]({either(PARTS)})s?)?(?![a-z])", spelled),
+    (r"\{([^{}]*)\\over ([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose ([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (rf"\\?({TRIGONOMETRIC})\s*\^\s*(?:\{{\s*-\s*1\s*\}}|-1)", r"\\arc\1 "),     # \sin^{-1} x
+    (r"\b([fg])\s*\^\s*(?:\{\s*-\s*1\s*\}|-1)\s*(?=\()", r"\\name{inverse \1}"),  # f^{-1}(x)
+    (r"\\lg(?![a-z])", r"\\log_{10}"),
+    (r"(?<![\w.^}])(\d{1,99})(?: ?\\[dtc]?frac ?(?:\{(\d{1,99})\}|(\d)) ?(?:\{(\d{1,99})\}|(\d))"
+     r"| (\d{1,99})/(\d{1,99})(?![\d.]))", mixed),
     (r"\b(?:minus|negative) (?=[\d\\])", "-"),
     (rf"(?<=\d)\s*\^?\s*(?:{NTH}|\{{\s*{NTH}\s*\}})", ""),                       # 5^{\text{th}}
     (r"\\prime(?![a-zA-Z])\s*", "'"), ('"', "''"), (r"\^\s*(?:\{\s*('+)\s*\}|('+))", r"\1\2"),
@@ -233,7 +246,8 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one af
 )]
 ROWS = [(re.compile(pattern), new) for pattern, new in (  # if there is no matrix
     (r"\\\\(?:\s*\[[\d.]+ *[a-z]+\])?\s*&?\s*=|&=", " ="),
-    (r"\\\\(?:\s*\[[\d.]+ *[a-z]+\])?", ", "), ("&", ""), (r"\\begin\s*\{\w+\*?\}", "{"), (r"[\s,]{0,9}\\end\s*\{\w+\*?\}", "}"))]
+    (r"\\\\(?:\s*\[[\d.]+ *[a-z]+\])?", ", "), ("&", ""),
+    (r"\\begin\s*\{\w+\*?\}", "{"), (r"[\s,]{0,9}\\end\s*\{\w+\*?\}", "}"))]
 MATRIX = re.compile(r"\\begin\s*\{(?!align|gather|split|eqn|cases(?=[^&]*\\end))")
 # Characters that stand for several others, or that NFKC would take for others.
 CHARACTERS = str.maketrans({
@@ -265,8 +279,8 @@ def is_in_words(text):
     if not re.fullmatch(r"[a-zA-Z ,.'()-]+", text) or re.search(
             rf"[a-z][A-Z]|[A-Z]{{2}}[a-z]|\b(?:{either(FUNCTIONS)})[a-z]?\b", text):  # GMmR, sinx
         return False
-    is_long = re.search("[a-zA-Z]{4}|^[A-Z]{3}$", text) and list(text) != sorted(text)  # unlike abcd
-    return is_long or VERDICTS & {*re.findall("[a-z]+", text.lower())}
+    is_long = re.search("[a-zA-Z]{4}|^[A-Z]{3}$", text) and [*text] != sorted(text)  # unlike abcd
+    return is_long or VERDICTS & {*re.findall(r"\w+", text.lower())}
 
 
 # ---- tokens --------------------------------------------------------------------------------------
@@ -289,7 +303,7 @@ GROUPED = r"""(?<![\d.,])\d{1,3}(?:(?:\s*(?:\\!\s*,\s*\\!|,\s*\\!|\\!\s*,|\\,|\\
     |\ (?=\d{3}(?![\d/])))\d{3}(?!\d))+"""
 TOKEN = rf"""
  (?P<space>(?:[\s~]|\\[,;:!>\s]|\\q?quad(?![a-zA-Z])|\{{\s*\}})+)
-|(?P<text>{TEXT}\{{(?P<alone>(?=\s*[a-zA-Z]+\s*\}}))?)
+|(?P<text>{TEXT}\{{)
 |(?P<number>\d*\.(?:\d{{0,2}}\(\d+\)|\d*\\(?:overline|bar|dot)\s*\{{?\d+\}}?)        # 0.1(6)
    |(?:{GROUPED}|\d+)(?:\.(?!\.)\d*)?(?:[eE][+-]?\d+)?|\.\d+)
 |(?P<begin>\\begin\s*\{{(?P<name>\w+)\*?\}}(?:\s*\{{[lcr|\s]*\}})?)
@@ -317,17 +331,17 @@ class Scanner:
 
     def __init__(self, text, thousands):
         self.tokens = []
-        self.braces = []  # of each open {: "text", "word" (text of one word) or "math"
+        self.braces = []  # of each open {: "text" or "math"
         at, depth, self.spaced = 0, 0, True
         while at < len(text):
             found = PATTERNS[thousands and not depth].match(text, at)
-            if self.braces[-1:] in (["text"], ["word"]):
+            if self.braces[-1:] == ["text"]:
                 found = WORD.match(text, at) or found
             at, kind = found.end(), found.lastgroup
             if kind == "text":
-                self.braces.append("text" if found["alone"] is None else "word")
+                self.braces.append(kind)
             elif kind == "letters":
-                self.letters(found[0], text[at:at + 9])
+                self.letters(found[0])
             elif kind == "script":  # 5千万元
                 run = found[0]
                 scales = "" if run in MEASURES else re.match("[百千万亿兆]*", run)[0]
@@ -343,22 +357,19 @@ class Scanner:
         """The kind of the last token."""
         return self.tokens[-1][0] if self.tokens else ""
 
-    def letters(self, run, rest):
+    def letters(self, run):
         """Letters: a separator, a word, or a product of variables."""
-        low, mode, after_value = run.lower(), self.braces[-1:], self.before in VALUE_ENDS
+        low, after_value = run.lower(), self.before in VALUE_ENDS
         unit = low if low in UNITS else low.removesuffix("s")
-        if mode == ["word"] and len(run) == 1:
-            is_word = low in UNITS and run not in "ei" and (after_value or run.islower())
-        elif mode in (["text"], ["word"]):
-            is_word = len(run) > 1 or self.before in ("word", "number") or (
-                re.match(r"\s+(?!and\b|or\b)[a-z]{2}", rest))
+        if self.braces[-1:] == ["text"]:
+            is_word = len(run) > 1 or low in UNITS and run not in "ei" and (
+                after_value or run.islower())
         else:
-            is_long = len(run) > 3 and run.islower() and list(run) != sorted(run)  # unlike abcd
-            is_word = (self.before == "word" or unit in PLAIN_WORDS
-                       or self.spaced and unit in ("am", "pm", "sq", "cu", "in")
-                       or is_long and (self.spaced or self.before == "}"))
-        kind = "word" if is_word else "letters" if len(run) > 1 else "symbol"
-        self.tokens.append(LETTERS.get(run, (kind, run)))
+            is_long = len(run) > 3 and run.islower() and [*run] != sorted(run)  # unlike abcd
+            is_word = self.before == "word" or unit in PLAIN_WORDS or self.spaced and (
+                is_long or unit in ("am", "pm", "sq", "cu", "in"))
+        self.tokens += [LETTERS[run]] if run in LETTERS else [("word", run)] if is_word else [
+            ("symbol", letter) for letter in run]
 
     def sign(self, token):
         """A sign or a command. Returns how many more brackets are open after it."""
@@ -407,14 +418,13 @@ def read(text, thousands=True):
 
     Raises ValueError if it can't be read, RecursionError on hundreds of nested braces.
     """
-    parser = Parser([token for kind, text in scan(text, thousands) for token in (
-        [("symbol", letter) for letter in text] if kind == "letters" else [(kind, text)])])
+    parser = Parser(scan(text, thousands))
     x = parser.values()
     parser.take("")
-    answers = both_signs(x) if any(y.kind == "pm" for y in nodes(x)) else [x]
+    answers = both_signs(x)
     if len(answers) == 1:
         return answers[0]
-    return tree("both" if x.kind == "rel" and x.head == ("≠",) else "list", *answers)  # x ≠ ±1
+    return tree("both" if x.head == ("≠",) else "list", *answers)  # x ≠ ±1
 
 
 BRACKETS = {  # the closing brackets, and the function that the brackets mean
@@ -468,8 +478,6 @@ class Parser:
 
     def relation(self):
         r"""2 < x ≤ 3, x = 3 \pmod 5"""
-        if self.tokens[self.at] in (("rel", "="), ("rel", "≈")):  # = 5
-            self.at += 1
         sides, ops = [self.sets()], []
         while op := self.skip("rel"):
             ops.append(op)
@@ -544,14 +552,10 @@ class Parser:
         return terms[0] if len(terms) == 1 else tree("+", *terms)
 
     def term(self):
-        r"""2x \cdot 3/4. From left to right: 1/2x is (1/2)x.
-
-        A whole number before a proper fraction is added to it: 6\frac{1}{6}, 3 1/2.
-        """
+        r"""2x \cdot 3/4. From left to right: 1/2x is (1/2)x."""
         above, below = [self.factor()], []
         while True:
-            before, text = self.tokens[self.at - 1]
-            may_be_mixed = before == "number" and text.isdigit() and self.next == "\\frac"
+            before = self.tokens[self.at - 1][0]
             if self.skip("/"):
                 below.append(self.signed())
                 while below[-1].kind == "name" and self.next == "symbol":  # t/RC is t/(RC)
@@ -561,16 +565,11 @@ class Parser:
                 if sign == "×" and any(x.kind == "name" and re.match(
                         r"\\(?:vec|hat|over)|[A-Z]$", x.head) for x in above[-2:]):
                     raise ValueError("a product whose order matters")
-            elif self.next == "number" == before:
-                part = tree("/", self.base(), self.take("/") and self.base())
-                above[-1] = mixed_number(above[-1], part)
-                if not above[-1]:
-                    raise ValueError("two numbers in a row")
             elif (self.next in FACTOR_STARTS or self.next == "|" and not self.bars) and (
                     self.next != "number" or before not in ("°", "prime")):  # 30° 15'
-                factor = self.factor()
-                mixed = mixed_number(above[-1], factor) if may_be_mixed else None
-                above[-1:] = [mixed] if mixed else [above[-1], factor]
+                if self.next == before == "number":
+                    raise ValueError("two numbers in a row")
+                above.append(self.factor())
             else:
                 return quotient(product(above), product(below)) if below else product(above)
 
@@ -585,8 +584,6 @@ class Parser:
         while True:
             if self.skip("^"):
                 x = tree("^", x, self.argument())
-                if x.parts[0].head in ("f", "g") and x.parts[1] == MINUS_ONE and self.next == "(":
-                    x = tree("app", self.base(), head=x.parts[0].head + "^-1")
             elif self.skip("!"):
                 if self.next == "!":
                     raise ValueError("double factorial")
@@ -649,9 +646,6 @@ class Parser:
         closing, function = BRACKETS[left]
         bars, self.bars = self.bars, self.bars + 1 if left in ("|", "\\{") else 0
         x = self.braces() if left == "\\{" else self.sum() if function else self.values()
-        if left == "{" and (command := self.skip("\\over", "\\choose")):
-            below = self.values()
-            x = quotient(x, below) if command == "\\over" else tree("fn", x, below, head="binom")
         self.bars = bars
         right = self.take(*closing)
         if function:
@@ -710,7 +704,7 @@ class Parser:
         if name == "sqrt":
             n = self.base() if self.next == "[" else TWO
             return tree("fn", self.argument(), n, head="root")
-        scripts = {"_": TEN if name == "lg" else None, "^": None}
+        scripts = {}
         while sign := self.skip("^", "_"):
             scripts[sign] = self.argument()
         minus, bracket = self.skip("-"), self.next in BRACKETS
@@ -718,14 +712,10 @@ class Parser:
         while not bracket and self.next == "symbol":
             args.append(self.factor())
         x = negative(product(args)) if minus else product(args)
-        if name == "exp":
-            return tree("^", tree("name", head="e"), x)
-        if scripts["^"] == MINUS_ONE:
-            name, scripts["^"] = "arc" + name, None
-        x = tree("fn", x, head="ln" if scripts["_"] else name)
-        if scripts["_"]:
+        x = tree("fn", x, head="ln" if "_" in scripts else name)
+        if "_" in scripts:
             x = tree("/", x, tree("fn", scripts["_"], head="ln"))
-        return tree("^", x, scripts["^"]) if scripts["^"] else x
+        return tree("^", x, scripts["^"]) if "^" in scripts else x
 
     def matrix(self, name):
         r"""What follows \begin{pmatrix} or one of its relatives, up to \end."""
@@ -763,7 +753,7 @@ def based(digits, base):
     a wrong answer. In base 10 it is an ordinary number."""
     if base.kind != "number" or base.head not in range(2, 37):
         raise ValueError("no base")
-    return digits if base == TEN else tree("base", digits, head=int(base.head))
+    return digits if base.head == 10 else tree("base", digits, head=int(base.head))
 
 
 def time(x, half):
@@ -773,17 +763,6 @@ def time(x, half):
             n.denominator > 1 for n in numbers):
         raise ValueError("no time")
     return tree("time", head=(*numbers, 0)[:2] + (half,))
-
-
-def mixed_number(whole, part):
-    r"""The sum of a whole number and the fraction right after it, as in 6\frac{1}{6} and
-    6\frac14\%, or None if they are a product."""
-    match part:
-        case Tree("/", _, (Tree("number", a), Tree("number", b))) if 0 < a < b:
-            return tree("+", whole, part)
-        case Tree("unit", _, (Tree("/", _, (Tree("number"), Tree("number"))) as fraction,)):
-            return part._replace(parts=(tree("+", whole, fraction),))
-    return None
 
 
 def unit_words(words, x):
