@@ -124,24 +124,22 @@ def same_shape(a, b):
 
 def in_any_order(a, b):
     """Lists and sets. A set has each value once; a value is a list of one."""
-    xs, ys = members(a), [*members(b)]
+    xs, ys = members(a), members(b)
     if len(xs) != len(ys):
         return False
     for x in xs:
-        Work.spend(len(ys) // 16)
-        if x not in ys:
-            Work.spend(len(ys))
-            x = next((y for y in ys if (x.kind == "set") == (y.kind == "set")
-                      and same_if_comparable(x, y)), None)
-        if x is None:
+        Work.spend(len(ys))
+        match = next((y for y in ys if x == y or same_if_comparable(x, y)
+                      and (x.kind == "set") == (y.kind == "set")), None)
+        if match is None:
             return False
-        ys.remove(x)
+        ys.remove(match)
     return True
 
 
 def members(x):
     if x.kind != "set":
-        return x.parts if x.kind == "list" else (x,)
+        return [*x.parts] if x.kind == "list" else [x]
     once = []
     for y in x.parts:
         if not any(same(y, z) for z in once):
@@ -228,7 +226,6 @@ def same_quantities(a, b):
 def same_relations(a, b):
     """Two equations or inequalities: do they have the same sides, is one a multiple of the other,
     or do they hold for the same set of reals?"""
-    a, b = forwards(a), forwards(b)
     xs, ys, op = a.parts, b.parts, a.head[0]
     if a.head == b.head and in_order(xs, ys):
         return True
@@ -306,13 +303,6 @@ def renamed(x, old):
     return tree("name", head="#") if x == old else rebuilt(x, lambda part: renamed(part, old))
 
 
-def forwards(x):
-    """The same relation with < for >; others as they are."""
-    if x.kind != "rel" or not {*x.head} <= {">", "≥"}:
-        return x
-    return Tree("rel", tuple("<" if op == ">" else "≤" for op in x.head[::-1]), x.parts[::-1])
-
-
 def subject(relation):
     """What an inequality is about: x in 2 < x < 3; None if that isn't clear."""
     names = [side.parts[0] if side.head == "abs" else side
@@ -325,7 +315,7 @@ def subject(relation):
 def real_set(x):
     """A set of reals, or those for which relations hold, as intervals, sets of points, and their
     unions, intersections and differences. Raises ValueError on others."""
-    match forwards(x):
+    match x:
         case Tree("set") | Tree("tuple", _, (_, _)) if x.head != "units":
             return x
         case Tree("name") if x == REALS:

@@ -8,7 +8,7 @@ A tree has a kind, a head (whatever is no tree) and parts (trees). Its kinds are
                   unit ("m", "/", "s") a for 5 m/s   pm 1 a for \pm a, pm -1 a for \mp a
   sets of reals   union a b   both a b   minus a b
   sequences       list a b   set a b   tuple "(]" a b   tuple "units" a b for 5 ft 6 in
-                  matrix columns a b ...   ratio a b   rel ("<",) a b for a < b
+                  matrix columns a b ...   ratio a b   rel ("<",) a b for a < b and for b > a
   others          mod "" n a   base 5 digits   time (9, 30, "am")   word "not even"
 """
 import itertools
@@ -34,7 +34,7 @@ def tree(kind, *parts, head=""):
 SCALARS = {"number", "name", "+", "*", "/", "^", "fn", "app", "unit", "pm"}
 CONSTANTS = {"e", "i", "π", "∞"}  # other names are variables
 REALS, INFINITY = tree("name", head="\\mathbbR"), tree("name", head="∞")
-MINUS_ONE, TWO = (tree("number", head=Fraction(n)) for n in (-1, 2))
+MINUS_ONE, TWO = tree("number", head=Fraction(-1)), tree("number", head=Fraction(2))
 PERCENT, DEGREE = ("%",), ("°",)
 
 
@@ -482,6 +482,8 @@ class Parser:
         while op := self.skip("rel"):
             ops.append(op)
             sides.append(self.sets())
+        if {*ops} <= {">", "≥"}:  # 3 > x is read as x < 3
+            ops, sides = [{">": "<", "≥": "≤"}[op] for op in ops[::-1]], sides[::-1]
         if self.skip("\\mod"):
             sides[-1] = tree("mod", self.sum(), sides[-1])
             self.skip(")")
