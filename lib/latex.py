@@ -197,9 +197,9 @@ BEFORE_NOTE = rf"[\s,(]{{0,4}}(?:{TEXT}\{{[\s,(]{{0,4}})?"
 SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one after the other
     (r"^(\*\*?|__|`|\")(.+)\1$", r"\2"),                                        # **5**
     (rf"{BEFORE_NOTE}\b(?:since|because)\b.*", ""),
-    (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.*\b(?:all|every|any|integers?)\b)(?:[\s{{}}(),.]"
+    (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.{{0,60}}\b(?:all|every|any|integers?)\b)(?:[\s{{}}(),.]"
      r"|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])|(?:for|where|with|all|every|any|some|real|numbers?"
-     r"|is|an|integers?|[a-z])(?![a-zA-Z]))*$", ""),                                # for all x
+     r"|is|an|integers?|[a-z])(?![a-zA-Z])){0,60}$", ""),                                # for all x
     (r"^((?:(?!\\(?:[lgn]eq?|[lg]t|in)(?![a-z])|[<>≤≥≠∈]).)+)"
      r"[,(]\s*[a-zA-Z]\s*(?:\\in|∈)\s*\\mathbb\s*\{?Z\}?\s*\)?$", r"\1"),           # (k \in Z)
     (r"\bUS\s?\\?\$", r"\\$"),
@@ -210,6 +210,7 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one af
     (r"\\(?:[bB]igg?[lrm]?|(?:display|text|script)style|(?:no)?limits|underline|rm|bf|it|sf|tt|tiny"
      r"|math(?:bf|it|sf|tt|normal|cal|scr|frak|op)|boldsymbol|bm|pmb|f?boxe?d?|ensuremath|smash"
      r"|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|blacksquare|square|qed)(?![a-zA-Z])", ""),
+    (r"  +", " "),
     (r"(?i)^ ?(?:\\text\s*\{)?\s*(?:the )?(?:final )?(?:answer\b(?: is\b)?|答案) ?:?\s*\}?", ""),
     (r"^ ?(?:\\(?:therefore|implies|[rR]ightarrow|approx)(?![a-zA-Z])|[∴=≈])", ""),
     (rf"\\[dtc]?frac\s*\{{\s*({TEXT}\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({TEXT}\{{[^{{}}]*\}}(?:\^\d)?)"
@@ -265,8 +266,10 @@ def clean(text):
                                 ("[¼-¾⅐-⅞]", r" \g<0>")):
             text = re.sub(characters, new, text)
         text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
-        text = re.sub(r"(\d+)⁄(\d+)", r"\\frac{\1}{\2}", text)
+        text = re.sub(r"(\d{1,9})⁄(\d{1,9})", r"\\frac{\1}{\2}", text)
     text = " ".join(text.split())
+    if len(text) > 25_000:  # NFKC makes 18 letters of some
+        raise ValueError("too long")
     for pattern, new in SPELLINGS if MATRIX.search(text) else SPELLINGS + ROWS:
         text = pattern.sub(new, text)
     text = text.lstrip(" ,;:").rstrip()
@@ -681,7 +684,7 @@ class Parser:
         x = tree("name", head=name)
         if self.next != "(" or name in CONSTANTS:
             return x
-        rest = self.tokens[self.at:]
+        rest = self.tokens[self.at:self.at + 100]
         depths = itertools.accumulate((kind == "(") - (kind in (")", "]")) for kind, _ in rest)
         content = rest[:1 + next((i for i, depth in enumerate(depths) if not depth), 0)]
         kinds = [kind for kind, _ in content[1:-1]]
