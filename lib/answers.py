@@ -171,6 +171,11 @@ def labels(x):
     return names if len({*names}) > 1 else []
 
 
+def word_is_product(word, x):
+    """Bob without \\text is a product of letters."""
+    return x.kind == "*" and word.head == "".join(str(y.head) for y in x.parts).lower()
+
+
 def matrix_is_vector(matrix, vector):
     """A vector may be a row or a column."""
     return (is_vector(vector) and 1 in (matrix.head, len(matrix.parts) // matrix.head)
@@ -631,7 +636,7 @@ RULES = {  # the kinds of two trees, see group(): whether they mean the same; th
     ("list", "list"): same_lists,
     ("list", "any"): in_any_order,
     ("unit", "any"): same_quantities,
-    ("word", "scalar"): lambda word, x: word.head == "".join(str(y.head) for y in x.parts).lower(),
+    ("word", "scalar"): word_is_product,
     ("matrix", "matrix"): same_shape,
     ("matrix", "tuple"): matrix_is_vector,
     ("mod", "mod"): same_residues,

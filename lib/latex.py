@@ -71,6 +71,8 @@ def product(factors):
     """Product of trees; a matrix or vector takes the others into its entries."""
     if len(factors) == 1:
         return factors[0]
+    if any(x.kind == "word" for x in factors):  # not x
+        raise ValueError("words in a formula")
     matrices = [x for x in factors if x.kind == "matrix" or is_vector(x)]
     if len(matrices) == 1:
         others = [x for x in factors if x is not matrices[0]]
@@ -194,14 +196,17 @@ def mixed(found):
 TEXT = r"\\(?:[mh]box|emph|text(?:bf|it|rm|sf|tt|up|normal)?|mathrm|operatorname\*?)\s*"
 NTH = rf"(?:(?:st|nd|rd|th)\b|{TEXT}\{{\s*(?:st|nd|rd|th)\s*\}})"
 BEFORE_NOTE = rf"[\s,(]{{0,4}}(?:{TEXT}\{{[\s,(]{{0,4}})?"
-SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one after the other
-    (r"^(\*\*?|__|`|\")(.+)\1$", r"\2"),                                        # **5**
+# Patterns and what replaces them, one after the other. No pattern takes more than linear time.
+SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
+    # Notes that say nothing about the value: since x > 0, where k is an integer, (k \in Z).
     (rf"{BEFORE_NOTE}\b(?:since|because)\b.*", ""),
     (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.{{0,60}}\b(?:all|every|any|integers?)\b)(?:[\s{{}}(),.]"
      r"|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])|(?:for|where|with|all|every|any|some|real|numbers?"
-     r"|is|an|integers?|[a-z])(?![a-zA-Z])){0,60}$", ""),                                # for all x
+     r"|is|an|integers?|[a-z])(?![a-zA-Z])){0,60}$", ""),
     (r"^((?:(?!\\(?:[lgn]eq?|[lg]t|in)(?![a-z])|[<>≤≥≠∈]).)+)"
-     r"[,(]\s*[a-zA-Z]\s*(?:\\in|∈)\s*\\mathbb\s*\{?Z\}?\s*\)?$", r"\1"),           # (k \in Z)
+     r"[,(]\s*[a-zA-Z]\s*(?:\\in|∈)\s*\\mathbb\s*\{?Z\}?\s*\)?$", r"\1"),
+    # Looks.
+    (r"^(\*\*?|__|`|\")(.+)\1$", r"\2"),                                        # **5**
     (r"\bUS\s?\\?\$", r"\\$"),
     (r"\\(?:(?:text)?color(?:box)?|[hv]space|label|tag)\*?\s*\{[^{}]*\}", ""),   # \color{red}
     (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|.)", ""),
@@ -213,6 +218,7 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one af
     (r"  +", " "),
     (r"(?i)^ ?(?:\\text\s*\{)?\s*(?:the )?(?:final )?(?:answer\b(?: is\b)?|答案) ?:?\s*\}?", ""),
     (r"^ ?(?:\\(?:therefore|implies|[rR]ightarrow|approx)(?![a-zA-Z])|[∴=≈])", ""),
+    # Functions, and numbers in words.
     (rf"\\[dtc]?frac\s*\{{\s*({TEXT}\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({TEXT}\{{[^{{}}]*\}}(?:\^\d)?)"
      r"\s*\}", r"\1/\2"),                                                       # \frac{\text{m}}...
     (rf"{TEXT}\{{\s*({either(FUNCTIONS)})\s*\}}", r"\\\1 "),                     # \mathrm{log}
@@ -224,9 +230,11 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one af
     (rf"\\?({TRIGONOMETRIC})\s*\^\s*(?:\{{\s*-\s*1\s*\}}|-1)", r"\\arc\1 "),     # \sin^{-1} x
     (r"\b([fg])\s*\^\s*(?:\{\s*-\s*1\s*\}|-1)\s*(?=\()", r"\\name{inverse \1}"),  # f^{-1}(x)
     (r"\\lg(?![a-z])", r"\\log_{10}"),
-    (r"(?<![\w.^}])(\d{1,99})(?: ?\\[dtc]?frac ?(?:\{(\d{1,99})\}|(\d)) ?(?:\{(\d{1,99})\}|(\d))"
+    (r"(?<![\w.^}])(?<!\\sqrt )(?<!\\log_\d )(\d{1,99})"
+     r"(?: ?\\[dtc]?frac ?(?:\{(\d{1,99})\}|(\d)) ?(?:\{(\d{1,99})\}|(\d))"
      r"| (\d{1,99})/(\d{1,99})(?![\d.]))", mixed),
     (r"\b(?:minus|negative) (?=[\d\\])", "-"),
+    # Signs.
     (rf"(?<=\d)\s*\^?\s*(?:{NTH}|\{{\s*{NTH}\s*\}})", ""),                       # 5^{\text{th}}
     (r"\\prime(?![a-zA-Z])\s*", "'"), ('"', "''"), (r"\^\s*(?:\{\s*('+)\s*\}|('+))", r"\1\2"),
     (r"\^\s*(?:\{\s*(?:\\circ|°)\s*\}|°|\\circ(?![a-zA-Z]))|\^?\s*\\degree(?![a-zA-Z])"
@@ -236,6 +244,7 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (  # replaced one af
     (r"(?<=\d) ([hmsgld]) (?=\d)", r"\\text{ \1 }"),                            # 2 h 30 min
     (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", "*"),                                     # 3 x 10^8
     (r"(?<=[)\]])\s*U\s*(?=[\[(\\])", r"\\cup "),                               # [0, 1] U [2, 3]
+    # Brackets and separators.
     (r"(?<![\d})])(?<![\d})] )\](?=\s*[^\s,;\[\]()][^,;\[\]()]*[,;][^\[\]()]*[\[\]])", "("),
     (r"([\[(](?=[^\[\]()]*[,;])[^\[\]()]*)(?<!sqrt)\[", r"\1)"),                # ]0, 1[
     (rf"{TEXT}\{{\s*to\s*\}}|(?<=\d) to (?=\d)", ":"),                          # 3 to 4
@@ -279,7 +288,7 @@ def clean(text):
 
 def is_in_words(text):
     """Does a plain answer consist of words: four letters or more, verdicts, an acronym?"""
-    if not re.fullmatch(r"[a-zA-Z ,.'()-]+", text) or re.search(
+    if not re.fullmatch(r"(?:[a-zA-Z ,.'()]|(?<=\w)-(?=\w))+", text) or re.search(
             rf"[a-z][A-Z]|[A-Z]{{2}}[a-z]|\b(?:{either(FUNCTIONS)})[a-z]?\b", text):  # GMmR, sinx
         return False
     is_long = re.search("[a-zA-Z]{4}|^[A-Z]{3}$", text) and [*text] != sorted(text)  # unlike abcd
@@ -400,7 +409,7 @@ def scan(text, thousands=True):
     return tuple(Scanner(clean(text), thousands).tokens)
 
 
-CHOICE = re.compile(r"(?:(?:option|choice) )?(?:\(([A-Ja-j])\)|([A-J])(?:[).:]|\s*$))\s*"
+CHOICE = re.compile(r"(?:(?:[oO]ption|[cC]hoice) )?(?:\(([A-Ja-j])\)|([A-J])(?:[).:]|\s*$))\s*"
                     r"((?=[\w\\]).*)?")
 NO_CHOICE = re.compile(r"\b[A-J]\b|[,;]|\b(?:and|or|not|is|incorrect|wrong|false)\b")
 
