@@ -236,6 +236,31 @@ def pairs(folder, every=1):
     return out
 
 
+def by_kind(folder, count=60):
+    """[(kind, prediction, answer, equal)]: bench/kinds.txt with whole numbers of the reference
+    answers. Of each kind as many right as wrong pairs."""
+    rng, words, rows = random.Random(0), "two three four five six seven eight nine".split(), {}
+    numbers = sorted({int(x) for x in map(rational, reference_answers(folder))
+                      if x and x.denominator == 1 and 2 <= x < 10_000})
+    for line in Path(__file__).with_name("kinds.txt").read_text().splitlines():
+        if line.startswith("# "):
+            kind = line[2:]
+        elif " @@ " in line:
+            equal, *pair = line.split(" @@ ")
+            rows.setdefault((kind, equal == "1"), []).append(pair)
+    out = []
+    for (kind, equal), templates in rows.items():
+        for i in range(count):
+            a, b, c = rng.sample(numbers, 3)
+            if kind == "number words":
+                a = rng.randint(2, 9)
+            new = {"①": a, "②": b, "③": c, "Ⓦ": words[a - 2] if a < 10 else ""}
+            new = str.maketrans({old: str(text) for old, text in new.items()})
+            out.append((kind, *(text.translate(new) for text in templates[i % len(templates)]),
+                        equal))
+    return out
+
+
 def written_to_break_it():
     """The lines of bench/answers.txt: whether they are equal @@ prediction @@ answer."""
     lines = Path(__file__).with_name("answers.txt").read_text().splitlines()

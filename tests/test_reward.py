@@ -382,6 +382,14 @@ def test_pairs_built_from_real_answers():
     assert not [pair for pair in built if is_equivalent(*pair[1:3]) is not pair[3]]
 
 
+@needs_real_data
+def test_each_kind_of_spelling():
+    """bench/kinds.txt with numbers of real answers: no verdict is wrong."""
+    built = pairs.by_kind(REAL_DATA)
+    assert set(Counter(kind for kind, *_ in built).values()) == {120}
+    assert not [pair for pair in built if is_equivalent(*pair[1:3]) is not pair[3]]
+
+
 @pytest.mark.slow
 @needs_real_data
 def test_against_math_verify():
