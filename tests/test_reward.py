@@ -299,11 +299,11 @@ def test_tables(a, b, expected):
 
 
 def test_pairs_written_to_break_it():
-    """Of 983, ten wrong answers are taken and 33 right ones are refused: never more."""
+    """Of 983, nine wrong answers are taken and 30 right ones are refused: never more."""
     found = written_to_break_it()
     verdicts = Counter((equal, is_equivalent(a, b)) for _, a, b, equal in found)
     assert verdicts == Counter((equal, is_equivalent(b, a)) for _, a, b, equal in found)
-    assert verdicts.total() == 983 and verdicts[False, True] <= 10 and verdicts[True, False] <= 33
+    assert verdicts.total() == 983 and verdicts[False, True] <= 9 and verdicts[True, False] <= 30
 
 
 def test_the_table_in_docs():
