@@ -81,6 +81,64 @@ def test_facts():
     assert len(shares) > 150 and count[0.95] > count[0.5] > count[0.1] > 15
 
 
+# Of each kind: the conditions, a right response, and others with the share of conditions they meet.
+RAIN = {"sentence": 5, "about": ["rain", "umbrella"]}
+SEA = {"items": 3, "on_topic": ["fish", "whale", "crab"]}
+INSTRUCTIONS = [
+    (RAIN | {"at_most": 8}, "Rain is water from the sky.", {
+        "Snow is water from the sky.": 2, "Rain is water.": 2, "Rain is water from the sky": 2,
+        "Rain falls. It is water from the sky.": 2,
+        "Rain is water that comes from the clouds above us.": 2}),
+    (RAIN | {"has": "boots"}, 'She loves rain and her "boots".', {
+        "She loves rain and her boot.": 2, "She loves the sun and boots.": 2}),
+    (RAIN | {"ends": "boots"}, "In the rain she wears boots!", {
+        "She wears boots in the rain.": 2, "boots": 1, "Rain boots, rain boots, rain boots.": 0,
+        "boots boots boots boots boots.": 0, "rain. boots": 2}),
+    (RAIN | {"has": "hat", "at_most": 9}, "My hat is wet from the rain.", {
+        "My hat is wet from the rain of this long day.": 3, "My head is wet now.": 2}),
+    (RAIN | {"asks": True}, "Why does it rain in summer?", {"I like it when it rains.": 2}),
+    (RAIN | {"case": "lower"}, "i like rain in the summer.", {"I like rain in the summer.": 2}),
+    (SEA | {"numbers": True}, "1. Fish\n2. Blue whales\n3. Shrimp", {
+        "1. Fish\n2. Whales": 2, "1. Fish\n3. Whales\n2. Crabs": 2, "1. Fish, crabs, whales": 2}),
+    (SEA | {"dashes": True}, "- Fish\n- Blue whales\n- Shrimp", {
+        "- Fish\n- Crabs": 2, "1. Fish\n2. Crabs\n3. Whales": 2, "Fish, crabs, whales": 2,
+        "- \n- \n- ": 0, "- Fish\n- Fish\n- Fish": 0, "- Oak\n- Birch\n- Pine": 2,
+        "Sure:\n- Fish\n- Whale": 2, "- Fish are quick and live in water\n- Whales\n- Crabs": 2}),
+    (SEA | {"commas": True}, "Fish, blue whales, and shrimp.", {
+        "Fish, whales and crabs": 2, "Fish\nWhales\nCrabs": 2, ", , ,": 0}),
+]
+
+
+@pytest.mark.parametrize("asked, right, others", INSTRUCTIONS)
+def test_the_reward_of_instructions(asked, right, others):
+    """1 if all conditions hold, half their share otherwise; 0 for what isn't an attempt: nothing,
+    no end, one word again and again, the prompt itself."""
+    prompt = "Please write about rain and boots, or list the fish and whales and crabs."
+    answer = json.dumps({"prompt": prompt, "asked": asked})
+    task = load_task("instructions")
+    assert task.reward(right, answer, True) == task.reward(f"\n{right} ", answer, True) == 1
+    for response, holds in others.items():
+        assert task.reward(response, answer, True) == 0.5 * holds / len(asked), response
+    for response in ("", "...", prompt, prompt.upper(), f"{right} {right}", "rain " * 9):
+        assert task.reward(response, answer, True) == 0, response
+    assert task.reward(right, answer, False) == 0
+
+
+def test_the_prompts_of_instructions():
+    """All kinds are in both splits, no prompt is in both, a held-out topic is in one only, and the
+    prompt itself earns nothing."""
+    task = load_task("instructions")
+    train, test = (list(task.rows(split)) for split in ("train", "test"))
+    assert len(train) > 700 and len(test) > 240 and train == list(task.rows("train"))
+    for rows in (train, test):
+        assert {row["subject"] for row in rows} == set(task.KINDS)
+        assert len({row["prompt"] for row in rows}) == len(rows)
+        for row in rows:
+            assert task.reward(row["prompt"], row["answer"], True) == 0, row
+            assert (" about rain" in row["prompt"].lower()) <= (rows is test)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
+
+
 # ---- a user's task file --------------------------------------------------------------------------
 
 @pytest.mark.slow
