@@ -91,7 +91,7 @@ def rows(split):
             for template in 2 * templates if (about in HELD_OUT) == (split == "test") else []:
                 given = {"n": rng.choice((2, 3) if "items" in conditions else (8, 10, 12, 15)),
                          "word": rng.choice(words.split()[1:])}
-                prompt = template.format(about=about, ABOUT=about.upper(), things=things, **given)
+                prompt = template.format(about=about, things=things, **given)
                 if prompt not in prompts:
                     prompts.add(prompt)
                     given["words"] = words.split()

