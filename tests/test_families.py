@@ -142,7 +142,10 @@ def test_a_real_language_model(tmp_path):
     sum(losses).backward()
     for name, p in theirs.named_parameters():
         found = ours.get_parameter(name).grad
-        torch.testing.assert_close(found, p.grad, rtol=1e-2, atol=1e-4 * p.grad.abs().max().item())
+        if "embed" in name:  # transformers gives the padding token, which ends a message, none
+            found[tokenizer.pad_token_id] = p.grad[tokenizer.pad_token_id]
+        torch.testing.assert_close(found, p.grad, rtol=1e-2, atol=1e-4 * p.grad.abs().max().item(),
+                                   msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("change", [
