@@ -20,6 +20,7 @@ def test_killed_and_continued(workdir):
     assert disturb(launcher, "terminate")
     output, steps = output_of(launcher), steps_of(out)
     assert f"stopped after {steps} steps, which are saved" in output
+    assert "make a model of them: python export.py out/arithmetic" in output
     assert os.listdir(out / "ckpt") == [f"step-{steps:06d}"] and steps < 5
     launcher = torchrun(*APO, "--save_every=1", cwd=workdir)
     wait_until(launcher, (out / f"ckpt/step-{steps + 1:06d}").exists)
