@@ -58,7 +58,7 @@ HELD_OUT = {"rain", "dogs", "music", "the sea", "coffee", "the beach", "soup", "
             "travel"}
 
 # kind: its prompts, and the conditions {check: parameter}, "n" and the others filled in by rows().
-SENTENCE, LIST = {"sentence": 5, "about": "others"}, {"items": "n", "on_topic": "words"}
+SENTENCE, LIST = {"sentence": 5, "about": "others"}, {"items": "n", "on_topic": "members"}
 KINDS = {
     "most": (["Describe {about} in one sentence of at most {n} words.",
               "Tell me about {about} in one short sentence of at most {n} words."],
@@ -76,11 +76,14 @@ KINDS = {
                "lowercase only, like this: i love the sun in summer. now one sentence on {about}:"],
               SENTENCE | {"case": "lower"}),
     "numbers": (["Give me a numbered list of {n} {things}, a few words each.",
-                 "Name {n} {things}, like this:\n1. one\n2. two"], LIST | {"numbers": True}),
+                 "What are {n} {things}? Answer with a short numbered list."],
+                LIST | {"numbers": True}),
     "dashes": (["List {n} {things}, one per line, each with a dash before it.",
-                "List {n} {things}, like this:\n- one\n- two"], LIST | {"dashes": True}),
+                "My list:\n- a red ball\n- a kite\n\nNow a list like this with {n} {things}."],
+               LIST | {"dashes": True}),
     "commas": (["Name {n} {things} in one line, separated by commas.",
-                "Name {n} {things}, like this: one, two, three"], LIST | {"commas": True}),
+                "My pets: a cat, a rabbit, a parrot. Write {n} {things} in the same way."],
+               LIST | {"commas": True}),
 }
 
 
@@ -94,8 +97,8 @@ def rows(split):
                 prompt = template.format(about=about, things=things, **given)
                 if prompt not in prompts:
                     prompts.add(prompt)
-                    given["words"] = words.split()
-                    given["others"] = [x for x in given["words"] if f'"{x}"' not in prompt]
+                    given["members"] = words.split()[1:]
+                    given["others"] = [x for x in words.split() if f'"{x}"' not in prompt]
                     asked = {check: given.get(x, x) for check, x in conditions.items()}
                     yield {"prompt": prompt, "subject": kind,
                            "answer": json.dumps({"prompt": prompt, "asked": asked})}
@@ -117,7 +120,8 @@ def names(text, words):
 
 
 CHECKS = {
-    "sentence": lambda text, least: (re.fullmatch(r'[^.!?\n]+[.!?]"?', text)
+    # Without quotes: to say something with a word, not about it.
+    "sentence": lambda text, least: (re.fullmatch(r'[^.!?\n"]+[.!?]', text)
                                      and len(words_of(text)) >= least),
     "about": names,
     "at_most": lambda text, n: len(words_of(text)) <= n,
@@ -136,11 +140,16 @@ CHECKS = {
 }
 
 
+# Words of the instructions: a response has the thing itself, and doesn't speak about it.
+ABOUT_THE_TASK = {"sentence", "question", "word", "words", "list", "items", "lowercase", "commas"}
+
+
 def honest(text, prompt):
-    """Whether a text has words, hardly any of them twice, and no four in a row of the prompt's."""
+    """Whether a text has words, hardly any of them twice, no four in a row of the prompt's, and
+    none about the task."""
     said, theirs = words_of(text), words_of(prompt)
     runs = {tuple(theirs[i:i + 4]) for i in range(len(theirs) - 3)}
-    return (0 < len(said) <= 1.4 * len(set(said))
+    return (0 < len(said) <= 1.4 * len(set(said)) and not ABOUT_THE_TASK & set(said)
             and not any(tuple(said[i:i + 4]) in runs for i in range(len(said) - 3)))
 
 

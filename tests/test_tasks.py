@@ -89,7 +89,8 @@ INSTRUCTIONS = [
         "Snow is water from the sky.": 2, "Rain is water.": 2, "Rain is water from the sky": 2,
         "Rain falls. It is water from the sky.": 2,
         "Rain is water that comes from the clouds above us.": 2}),
-    (RAIN | {"has": "boots"}, 'She loves rain and her "boots".', {
+    (RAIN | {"has": "boots"}, 'She loves rain and her boots.', {
+        'She loves rain and her "boots".': 2,
         "She loves rain and her boot.": 2, "She loves the sun and boots.": 2}),
     (RAIN | {"ends": "boots"}, "In the rain she wears boots!", {
         "She wears boots in the rain.": 2, "boots": 1, "Rain boots, rain boots, rain boots.": 0,
@@ -102,7 +103,8 @@ INSTRUCTIONS = [
         "1. Fish\n2. Whales": 2, "1. Fish\n3. Whales\n2. Crabs": 2, "1. Fish, crabs, whales": 2}),
     (SEA | {"dashes": True}, "- Fish\n- Blue whales\n- Shrimp", {
         "- Fish\n- Crabs": 2, "1. Fish\n2. Crabs\n3. Whales": 2, "Fish, crabs, whales": 2,
-        "- \n- \n- ": 0, "- Fish\n- Fish\n- Fish": 0, "- Oak\n- Birch\n- Pine": 2,
+        "- A few words\n- Fish\n- Crab": 0, "- \n- \n- ": 0,
+        "- Fish\n- Fish\n- Fish": 0, "- Oak\n- Birch\n- Pine": 2,
         "Sure:\n- Fish\n- Whale": 2, "- Fish are quick and live in water\n- Whales\n- Crabs": 2}),
     (SEA | {"commas": True}, "Fish, blue whales, and shrimp.", {
         "Fish, whales and crabs": 2, "Fish\nWhales\nCrabs": 2, ", , ,": 0}),
