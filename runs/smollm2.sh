@@ -2,8 +2,8 @@
 # SmolLM2-135M-Instruct learns to follow short instructions (tasks/instructions.py): prompts, both
 # stages, evaluation before and after, the report. Interrupted, the same command continues.
 #
-#   bash runs/smollm2.sh                # the model from the hub: HuggingFaceTB/SmolLM2-135M-Instruct
-#   bash runs/smollm2.sh my_folder      # from a local folder
+#   bash runs/smollm2.sh              # HuggingFaceTB/SmolLM2-135M-Instruct, from the hub
+#   bash runs/smollm2.sh my_folder    # from a local folder
 source "$(dirname "$0")/setup.sh"
 
 model=${1:-HuggingFaceTB/SmolLM2-135M-Instruct} out=out/smollm2

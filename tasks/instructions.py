@@ -79,10 +79,10 @@ KINDS = {
                  "What are {n} {things}? Answer with a short numbered list."],
                 LIST | {"numbers": True}),
     "dashes": (["List {n} {things}, one per line, each with a dash before it.",
-                "My list:\n- a red ball\n- a kite\n\nNow a list like this with {n} {things}."],
+                "Make a list of {n} {things}. Begin each line with a dash."],
                LIST | {"dashes": True}),
     "commas": (["Name {n} {things} in one line, separated by commas.",
-                "My pets: a cat, a rabbit, a parrot. Write {n} {things} in the same way."],
+                "What are {n} {things}? Answer in one line, with commas between them."],
                LIST | {"commas": True}),
 }
 
