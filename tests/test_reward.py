@@ -631,7 +631,7 @@ def test_ranks_grade_a_batch_together(task, monkeypatch):
 
 
 @pytest.mark.parametrize("source, message", [
-    (None, "it can be arithmetic, countdown, facts, gsm8k, math, or"),
+    (None, "it can be arithmetic, countdown, facts, gsm8k, instructions, math, or"),
     ("1 / 0\n", "ZeroDivisionError: division by zero (mine.py, line 1)"),
     ("def rows(split)\n", "SyntaxError: "), ("rows = 1\n", "rows(split)"),
     ("def rows(split):\n    return []\n", "reward(response, answer, finished)")])
