@@ -29,7 +29,7 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
 from lib.distributed import (all_gather, all_reduce_sum, device, rank, restart_timer, run_stage,
                              set_activity, stop_requested, world_size)
 from lib.files import atomic_file, lock, read_json, write_jsonl
-from lib.samples import PROMPT_SETTINGS, Response, read_parts, sample
+from lib.samples import Response, read_parts, sample
 from lib.tables import results_folder, results_table
 from lib.weights import find_model, fingerprint, read_weights, stop_ids
 from model import Qwen2, open_model
@@ -130,7 +130,7 @@ def make_jobs(args, name, tasks):
     lock(results_folder(name))
     read_json(os.path.join(results_folder(name), "eval.json"))  # an error now, not after hours
     trained = read_json(os.path.join(path, "training.json")).get("constants", {})
-    for setting in PROMPT_SETTINGS[:2]:
+    for setting in ("chat_template", "chat_template_kwargs"):
         if trained.get(setting, getattr(args, setting)) != getattr(args, setting):
             print(f"warning: {name} was trained with {setting} = {trained[setting]!r}, here it is "
                   f"{getattr(args, setting)!r}")

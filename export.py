@@ -36,7 +36,7 @@ def export(path):
     policy = Qwen2.from_pretrained(initial_model, dtype, lora=(rank, alpha) if rank else None)
     weights = {name: p.data for name, p in policy.named_parameters() if p.requires_grad}
     saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    if "policy.policy.model.norm.weight" in saved:  # PPO's checkpoints hold the critic, too
+    if any(name.startswith("policy.policy.") for name in saved):  # PPO's hold the critic, too
         weights = {f"policy.{name}": tensor for name, tensor in weights.items()}
     dcp.load({"policy": weights}, checkpoint_id=path)
     folder = os.path.join(os.path.dirname(os.path.dirname(path)), f"model-{steps}")

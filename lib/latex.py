@@ -200,9 +200,9 @@ BEFORE_NOTE = rf"[\s,(]{{0,4}}(?:{TEXT}\{{[\s,(]{{0,4}})?"
 SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     # Notes that say nothing about the value: since x > 0, where k is an integer, (k \in Z).
     (rf"{BEFORE_NOTE}\b(?:since|because)\b.*", ""),
-    (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.{{0,60}}\b(?:all|every|any|integers?)\b)(?:[\s{{}}(),.]"
-     r"|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])|(?:for|where|with|all|every|any|some|real|numbers?"
-     r"|is|an|integers?|[a-z])(?![a-zA-Z])){0,60}$", ""),
+    (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.{{0,60}}\b(?:all|every|any|integers?)\b)"
+     r"(?:[\s{}(),.]|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])"
+     r"|(?:for|where|with|all|every|any|some|real|numbers?|is|an|integers?|[a-z])(?![a-zA-Z])){0,60}$", ""),
     (r"^((?:(?!\\(?:[lgn]eq?|[lg]t|in)(?![a-z])|[<>≤≥≠∈]).)+)"
      r"[,(]\s*[a-zA-Z]\s*(?:\\in|∈)\s*\\mathbb\s*\{?Z\}?\s*\)?$", r"\1"),
     # Looks.

@@ -3,6 +3,7 @@ import json
 
 import train_apo
 from baselines import ppo
+from export import export
 from lib.files import read_json
 from lib.memory import estimate
 from model import Config, Qwen2, WithoutAdapters
@@ -140,6 +141,8 @@ def test_a_run_with_adapters(name, train):  # noqa: F811
     weights = [key for key in saved if key.startswith("policy.")]
     assert all("lora_" in key or "value_head" in key for key in weights)
     assert len(weights) == {"apo": 3 * 7 * 2, "ppo": 2 * 3 * 7 * 2 + 1}[name]
+    exported = Qwen2.from_pretrained(export("out"))
+    assert all(map(torch.equal, exported.parameters(), after.parameters()))
     for change, message in ((dict(lora_rank=3), "lora_rank = 2, this run has 3"),
                             (dict(lora_rank=0), "lora_rank = 2, this run has 0")):
         with pytest.raises(SystemExit, match=f"was trained with {message}"):
