@@ -202,7 +202,8 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (rf"{BEFORE_NOTE}\b(?:since|because)\b.*", ""),
     (rf"{BEFORE_NOTE}\b(?:for|where|with)\b(?=.{{0,60}}\b(?:all|every|any|integers?)\b)"
      r"(?:[\s{}(),.]|\\(?:text|in|mathbb *\{?R)(?![a-zA-Z])"
-     r"|(?:for|where|with|all|every|any|some|real|numbers?|is|an|integers?|[a-z])(?![a-zA-Z])){0,60}$", ""),
+     r"|(?:for|where|with|all|every|any|some|real|numbers?|is|an|integers?"
+     r"|[a-z])(?![a-zA-Z])){0,60}$", ""),
     (r"^((?:(?!\\(?:[lgn]eq?|[lg]t|in)(?![a-z])|[<>≤≥≠∈]).)+)"
      r"[,(]\s*[a-zA-Z]\s*(?:\\in|∈)\s*\\mathbb\s*\{?Z\}?\s*\)?$", r"\1"),
     # Looks.
