@@ -2,6 +2,7 @@
 Qwen2.5, random weights.
 
     python bench/fits.py           # without a GPU: 0.5B in several settings, 15 minutes, 16 GB
+    python bench/fits.py --lora    # 0.5B and 1.5B with adapters of rank 32, 10 minutes, 10 GB
     python bench/fits.py --gpu     # on one GPU: 1.5B and 3B in 24 GB, 7B in 80 GB, and seconds
     python bench/fits.py --tiny    # to see that it works: 1M parameters, half a minute
 
@@ -45,15 +46,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 CPU = dict(dtype="bfloat16", micro_batch_tokens=256)
 GPU = dict(dtype="bfloat16", checkpoint_activations=True, offload=True)
 GPU_24 = GPU | dict(gpu_memory_utilization=0.12, micro_batch_tokens=8192)
+LORA = dict(lora_rank=32, offload=False)
 RUNS = {
     "--cpu": [("0.5B", 1, 8, 56, 0, CPU),
               ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True)),
               ("0.5B", 1, 8, 56, 0, CPU | dict(checkpoint_activations=True, dtype="float32")),
               ("0.5B", 2, 16, 56, 0, CPU)],
+    "--lora": [("0.5B", 1, 8, 56, 0, CPU | LORA),
+               ("1.5B", 1, 8, 56, 0, CPU | LORA),
+               ("1.5B", 1, 8, 56, 0, CPU | LORA | dict(checkpoint_activations=True))],
     "--gpu": [("1.5B", 1, 128, 1024, 24, GPU_24),
               ("3B", 1, 128, 1024, 24, GPU_24),
+              ("3B", 1, 128, 1024, 24, GPU_24 | LORA),
               ("7B", 1, 128, 1024, 80, GPU | dict(gpu_memory_utilization=0.3,
-                                                  micro_batch_tokens=16384))],
+                                                  micro_batch_tokens=16384)),
+              ("7B", 1, 128, 1024, 80, GPU | LORA | dict(gpu_memory_utilization=0.3,
+                                                         micro_batch_tokens=16384))],
     "--tiny": [("1M", 1, 8, 16, 0, CPU)]}
 
 
@@ -103,7 +111,8 @@ def main(runs):
         expected, metrics = train(f"run{number}", size, processes, sequences, response, limit,
                                   settings)
         measured = metrics["memory_gb"]
-        shown = [settings["dtype"], *(name for name, value in settings.items() if value is True)]
+        shown = [settings["dtype"], *(name for name, value in settings.items() if value is True),
+                 *(["LoRA"] if "lora_rank" in settings else [])]
         seconds = "  ".join(f"{metrics[f'seconds_{phase}']:10.1f}"
                             for phase in ("generate", "reference", "train", "sync"))
         print(f"{size:<6}{processes:>10}  {', '.join(shown):<48}{tokens:>7,}{expected:>9.2f}GB"

@@ -1,13 +1,16 @@
 """Seconds per 256 prompts of this repository and of TRL's A2PO trainer, in turns on one machine.
 
     python bench/trl.py                  # both workloads, three runs each, in 20 minutes on 2 cores
-    python bench/trl.py --runs=1 --tail=False
+    python bench/trl.py --runs=1 --workloads=embedded
+    python bench/trl.py --workloads=chat --model=HuggingFaceTB/SmolLM2-135M-Instruct
 
-Both train the same base model of 1M parameters on the same prompts with the same reward, two
-updates per 256 prompts:
-  embedded   the arithmetic task with its base model: responses of about 25 tokens, all alike
-  long tail  a random model, in which every token may be the last: lengths are geometric with a mean
-             of about 220, at most 512
+Both sides train the same model on the same prompts with the same reward:
+  embedded   the arithmetic task with its base model of 1M parameters: responses of about 25 tokens,
+             all alike; 128 prompts per update
+  long tail  a random model of that size, in which every token may be the last: lengths are
+             geometric with a mean of about 220, at most 512; 128 prompts per update
+  chat       a chat model on the task of tasks/instructions.py, in bfloat16 (autocast in TRL):
+             responses of at most 48 tokens; 32 prompts per update
 TRL gets an environment of its own (.venv-trl), with transformers' generate: its trainer has no
 other. Peak memory is that of the whole process.
 """
@@ -30,9 +33,9 @@ from model import Config, Qwen2
 
 import torch
 
-runs = 3         # of each, in turns; their medians are compared
-embedded = True  # the workloads
-tail = True
+runs = 3                          # of each, in turns; their medians are compared
+workloads = "embedded,long tail"  # of those above
+model = ""                        # of the workload `chat`: a local folder, or a hub name
 # --------------------------------------------------------------------------------------------------
 
 VERSION = "1.16.0"
@@ -79,30 +82,34 @@ def call(*command):
     return output, usage.ru_maxrss / 1e6
 
 
-def ours(model, tokens, prompts, updates):
-    """{"stage 1", "stage 2": seconds per 256 prompts, "memory": GB}"""
-    shared = [f"--model={model}", f"--max_response_tokens={tokens}"]
+def ours(w):
+    """{"stage 1", "stage 2": seconds per 256 prompts, "memory": GB} of a workload."""
+    shared = [f"--model={w['model']}", f"--task={w['task']}", f"--chat_template={w['chat']}",
+              f"--max_response_tokens={w['tokens']}",
+              f"--dtype={'bfloat16' if w['chat'] else 'float32'}"]
     shutil.rmtree("out", ignore_errors=True)
-    output, _ = call(sys.executable, "-c", STAGE_1, *shared, f"--max_prompts={prompts}")
+    output, _ = call(sys.executable, "-c", STAGE_1, *shared, f"--max_prompts={w['prompts']}")
     seconds = float(output.split("SECONDS")[1].split()[0])
     # Stage 2 needs V* of more prompts than were timed above.
-    if prompts < 256:
+    if w["prompts"] < 256:
         call(sys.executable, REPO / "estimate_value.py", *shared, "--max_prompts=256",
              "--samples_per_prompt=1")
+    batch = 2 * w["mini_batch"]
     _, memory = call(sys.executable, REPO / "train_apo.py", *shared, "--lr_decay=False",
-                     f"--max_steps={updates // 2}", "--eval_every=1000", "--eval_prompts=1",
-                     "--save_every=0")
-    steps = [m["seconds_step"] for m in read_jsonl("out/arithmetic/metrics.jsonl", ())]
-    return {"stage 1": seconds * 256 / prompts, "stage 2": statistics.median(steps[1:]),
-            "memory": memory}
+                     f"--lr={w['lr']}", f"--batch_size={batch}",
+                     f"--mini_batch_size={w['mini_batch']}", f"--max_steps={w['updates'] // 2}",
+                     "--eval_every=1000", "--eval_prompts=1", "--save_every=0")
+    steps = [m["seconds_step"] for m in read_jsonl(f"out/{w['task']}/metrics.jsonl", ())]
+    return {"stage 1": seconds * 256 / w["prompts"],
+            "stage 2": statistics.median(steps[1:]) * 256 / batch, "memory": memory}
 
 
-def trl(model, tokens, prompts, updates):
-    output, memory = call(trl_python(), REPO / "bench/trl_a2po.py", model,
-                          "data/arithmetic/train.jsonl", tokens, prompts, updates)
+def trl(w):
+    output, memory = call(trl_python(), REPO / "bench/trl_a2po.py", json.dumps(w))
     result = json.loads(output.splitlines()[-1])
-    return {"stage 1": result["stage_1"] * 256 / prompts,
-            "stage 2": 2 * statistics.median(result["updates"][2:]), "memory": memory}
+    return {"stage 1": result["stage_1"] * 256 / w["prompts"],
+            "stage 2": statistics.median(result["updates"][2:]) * 256 / w["mini_batch"],
+            "memory": memory}
 
 
 def random_model(path):
@@ -117,17 +124,21 @@ def random_model(path):
 
 def main(args):
     trl_python()
-    call(sys.executable, REPO / "prepare.py")
-    random_model("random")
-    # Model, longest response, prompts of stage 1, updates of stage 2.
-    workloads = {}
-    if args.embedded:
-        workloads["embedded"] = ("data/arithmetic/model", 32, 1024, 24)
-    if args.tail:
-        workloads["long tail"] = ("random", 512, 128, 8)
+    small = {"task": "arithmetic", "chat": False, "mini_batch": 128, "lr": 4e-4}
+    # prompts: of stage 1; updates: of stage 2, two for each sampling
+    known = {"embedded": small | {"model": "data/arithmetic/model", "tokens": 32, "prompts": 1024,
+                                  "updates": 24},
+             "long tail": small | {"model": "random", "tokens": 512, "prompts": 128, "updates": 8},
+             "chat": {"task": "instructions", "chat": True, "mini_batch": 32, "lr": 4e-5,
+                      "model": args.model, "tokens": 48, "prompts": 128, "updates": 12}}
+    chosen = {name: known[name] for name in args.workloads.split(",")}
+    for task in {workload["task"] for workload in chosen.values()}:
+        call(sys.executable, REPO / "prepare.py", f"--task={task}")
+    if "long tail" in chosen:
+        random_model("random")
     print(f"{'seconds per 256 prompts':<26}{'TRL':>24}{'ours':>24}{'TRL / ours':>12}")
-    for name, workload in workloads.items():
-        results = [(trl(*workload), ours(*workload)) for _ in range(args.runs)]
+    for name, workload in chosen.items():
+        results = [(trl(workload), ours(workload)) for _ in range(args.runs)]
         for key in ("stage 1", "stage 2", "memory"):
             columns = [sorted(result[key] for result in column)
                        for column in zip(*results, strict=True)]

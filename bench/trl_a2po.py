@@ -1,6 +1,6 @@
 """TRL's side of bench/trl.py, for an environment that has trl: both stages of its A2PO trainer.
 
-    python bench/trl_a2po.py <model> <train.jsonl> <max_response_tokens> <prompts> <updates>
+    python bench/trl_a2po.py <workload of bench/trl.py, as JSON>
 
 Prints one JSON object: the seconds of stage 1 for so many prompts, and those of each update.
 """
@@ -22,8 +22,6 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.a2po import A2POConfig, A2POTrainer
 
-MINI_BATCH = 128
-
 
 class Clock(TrainerCallback):
     """When each update began and ended."""
@@ -37,24 +35,31 @@ class Clock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def graded(prompts, completions, answer, **_):
-    return [reward.gsm8k(text, a) for text, a in zip(completions, answer, strict=True)]
+def main(w):
+    cuda, task = torch.cuda.is_available(), reward.load_task(w["task"])
+    tokenizer = AutoTokenizer.from_pretrained(w["model"], padding_side="left")
 
+    def graded(prompts, completions, answer, **_):
+        return [task.reward(text, a, True) for text, a in zip(completions, answer, strict=True)]
 
-def main(model, data, max_response_tokens, num_values, num_updates):
-    rows = [json.loads(line) for line in open(data)]
-    dataset = Dataset.from_list([{"prompt": r["prompt"], "answer": r["answer"]} for r in rows])
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    def as_the_model_sees_it(prompt):
+        return prompt if not w["chat"] else tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+
+    with open(f"data/{w['task']}/train.jsonl") as f:
+        rows = [json.loads(line) for line in f]
+    dataset = Dataset.from_list([{"prompt": as_the_model_sees_it(r["prompt"]),
+                                  "answer": r["answer"]} for r in rows])
     settings = A2POConfig(
-        output_dir="trl", per_device_train_batch_size=MINI_BATCH, max_steps=num_updates,
-        learning_rate=4e-4, beta1=0.5, beta2=1e-3, num_value_samples=8, filter_all_incorrect=False,
-        max_completion_length=max_response_tokens, gradient_checkpointing=False,
-        bf16=torch.cuda.is_available(), logging_steps=1, save_strategy="no", report_to="none",
-        disable_tqdm=True, seed=0, model_init_kwargs={"dtype": "float32"})
+        output_dir="trl", per_device_train_batch_size=w["mini_batch"], max_steps=w["updates"],
+        learning_rate=w["lr"], beta1=0.5, beta2=1e-3, num_value_samples=8,
+        filter_all_incorrect=False, max_completion_length=w["tokens"], gradient_checkpointing=False,
+        bf16=cuda or w["chat"], use_cpu=not cuda, logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True, seed=0, model_init_kwargs={"dtype": "float32"})
     clock = Clock()
-    trainer = A2POTrainer(model=model, reward_funcs=graded, args=settings, train_dataset=dataset,
-                          processing_class=tokenizer, callbacks=[clock])
-    trainer.train_dataset = dataset.select(range(num_values))
+    trainer = A2POTrainer(model=w["model"], reward_funcs=graded, args=settings,
+                          train_dataset=dataset, processing_class=tokenizer, callbacks=[clock])
+    trainer.train_dataset = dataset.select(range(w["prompts"]))
     begin = time.perf_counter()
     trainer._estimate_optimal_values()
     stage_1 = time.perf_counter() - begin
@@ -67,4 +72,4 @@ def main(model, data, max_response_tokens, num_values, num_updates):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    main(json.loads(sys.argv[1]))

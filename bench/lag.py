@@ -1,0 +1,151 @@
+"""How old may samples be? From 1 to 32 updates of the weights per sampling, with equally many
+updates in all. docs/claims.md says what follows from it.
+
+    python bench/lag.py              # about five hours on two cores
+    python bench/lag.py --seeds=1 --rates=1 --tasks=facts
+    python bench/lag.py --seeds=0    # only tables and picture, from bench/lag.jsonl
+
+Every update has 32 responses: of 32 prompts, or of 4 prompts in groups of 8 (GRPO, OAPL).
+With 8 updates per sampling 256 responses are sampled together, so those of the last update come
+from a policy that is seven updates old. Runs, their cores and stage 1 are those of bench/claims.py.
+The learning rate is constant, so that all updates of a run are equally large.
+"""
+import os
+import shutil
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.claims import PRESETS, free_cores, spread, stage_1, start
+from lib.cli import configure, constants_of
+from lib.data import versions
+from lib.files import read_jsonl, write_jsonl
+from lib.tables import as_markdown
+from report import COLOURS
+
+import matplotlib.pyplot as plt
+
+seeds = 3
+tasks = "arithmetic,facts"
+rates = "1,0.5"  # factors of the task's learning rate
+jobs = 2         # runs at a time
+# --------------------------------------------------------------------------------------------------
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS, PICTURE = REPO / "bench/lag.jsonl", REPO / "assets/lag.png"
+UPDATES = {"arithmetic": 128, "facts": 256}
+LAGS = (1, 2, 4, 8, 16, 32)
+# By algorithm: its script, the constants of its stage 1 (None: it has none), responses per prompt.
+ALGORITHMS = {"A*-PO": ("train_apo.py", [], 1),
+              "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1),
+              "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1),
+              "GRPO": ("baselines.grpo", None, 8),
+              "OAPL": ("baselines.oapl", None, 8)}
+CASE = ("task", "rate", "algorithm", "lag", "seed")  # what a line of the results is about
+
+
+def train(task, rate, algorithm, lag, seed):
+    """One run; returns its line of lag.jsonl."""
+    from lib.run import hardware  # takes a second to import
+    script, of_stage_1, n = ALGORITHMS[algorithm]
+    name = algorithm.lower().replace("*", "").replace(", ", "_").replace(" ", "_")
+    folder = REPO / f"out/lag/{task}/{rate:g}/{name}/{lag}/{seed}"
+    if of_stage_1 is not None:
+        shutil.copytree(stage_1(task, seed)[0], folder, dirs_exist_ok=True)
+    if of_stage_1:  # the same samples are graded again, which gives other values
+        start("estimate_value.py", *PRESETS[task], f"--seed={seed}", f"--out={folder}",
+              *of_stage_1, log=folder / "values.txt")
+    defaults = constants_of(REPO / "train_apo.py")
+    for preset in PRESETS[task]:
+        defaults |= constants_of(REPO / preset, is_preset=True)
+    steps, prompts = UPDATES[task] // lag, 32 // n
+    start(script, *PRESETS[task], f"--seed={seed}", f"--out={folder}",
+          f"--lr={rate * defaults['lr']}", "--lr_decay=False", f"--max_steps={steps}",
+          f"--batch_size={prompts * lag}", f"--mini_batch_size={prompts}",
+          f"--eval_every={steps // 4}", "--save_every=0", log=folder / "log.txt")
+    metrics = read_jsonl(folder / "metrics.jsonl", ("seconds_step",))
+    evaluated = [m for m in metrics if "accuracy" in m]
+    late = metrics[-max(1, steps // 4):]  # the last quarter of the updates
+    return {"task": task, "rate": rate, "algorithm": algorithm, "lag": lag, "seed": seed,
+            "greedy": [metrics[0]["accuracy_start"], *(m["accuracy"] for m in evaluated)],
+            "sampled": [metrics[0]["accuracy_start_sampled"],
+                        *(m["accuracy_sampled"] for m in evaluated)],
+            "kl": statistics.mean(m["kl"] for m in late),
+            "entropy": statistics.mean(m["entropy"] for m in late),
+            "tokens": sum(m["tokens"] for m in metrics),
+            # Of 256 responses, which are 8 updates.
+            "seconds": {phase: round(sum(m[f"seconds_{phase}"] for m in metrics)
+                                     / UPDATES[task] * 8, 3)
+                        for phase in ("generate", "reference", "train", "sync", "step")},
+            "hardware": hardware(), "versions": versions()}
+
+
+def run_missing(args, results):
+    done = {tuple(r[key] for key in CASE) for r in results}
+    missing = [case for seed in range(args.seeds) for rate in map(float, args.rates.split(","))
+               for task in args.tasks.split(",") for algorithm in ALGORITHMS for lag in LAGS
+               if (case := (task, rate, algorithm, lag, seed)) not in done]
+    for core in sorted(os.sched_getaffinity(0))[:args.jobs]:
+        free_cores.put(str(core))
+    for task in {case[0] for case in missing}:
+        if not (REPO / f"data/{task}/model/config.json").exists():
+            start("prepare.py", f"--task={task}", log=REPO / f"out/claims/{task}/prepare.txt")
+    for task, seed in sorted({(case[0], case[-1]) for case in missing}):
+        stage_1(task, seed)
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        for run in as_completed([pool.submit(train, *case) for case in missing]):
+            results.append(run.result())
+            write_jsonl(RESULTS, results)
+            print(*(results[-1][key] for key in CASE), results[-1]["sampled"], flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def show(results):
+    """Print the tables, and draw the accuracy at the end against the updates per sampling."""
+    cases = sorted({(r["task"], -r["rate"]) for r in results})
+    _, axes = plt.subplots(1, len(cases), figsize=(5 * len(cases), 3.6), squeeze=False)
+    for (task, rate), axis in zip(cases, axes[0], strict=True):
+        its = [r for r in results if (r["task"], -r["rate"]) == (task, rate)]
+        by_lag = {name: {lag: [r for r in its if (r["algorithm"], r["lag"]) == (name, lag)]
+                         for lag in LAGS} for name in ALGORITHMS}
+        count = max(len(runs) for lags in by_lag.values() for runs in lags.values())
+        print(f"\n### {task}, learning rate x {-rate:g}, {UPDATES[task]} updates, {count} seeds")
+        for title, form, function in (
+                ("accuracy at temperature 1, %", "{:.1f}", lambda r: 100 * r["sampled"][-1]),
+                ("greedy accuracy, %", "{:.1f}", lambda r: 100 * r["greedy"][-1]),
+                ("KL per token", "{:.3f}", lambda r: r["kl"]),
+                ("entropy per token", "{:.3f}", lambda r: r["entropy"]),
+                ("seconds per 256 responses", "{:.2f}", lambda r: r["seconds"]["step"]),
+                ("of them generate", "{:.2f}", lambda r: r["seconds"]["generate"])):
+            lines = [[name, *(spread([*map(function, runs)], form) for runs in lags.values())]
+                     for name, lags in by_lag.items()]
+            print(f"\n{as_markdown([[title, *map(str, LAGS)], *lines])}")
+        for (name, lags), colour in zip(by_lag.items(), COLOURS, strict=False):
+            ends = {lag: [100 * r["sampled"][-1] for r in runs]
+                    for lag, runs in lags.items() if runs}
+            axis.plot(ends.keys(), [statistics.median(y) for y in ends.values()], color=colour,
+                      marker="o", label=name)
+            axis.fill_between(ends.keys(), [*map(min, ends.values())], [*map(max, ends.values())],
+                              color=colour, alpha=0.15, linewidth=0)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(LAGS, map(str, LAGS))
+        axis.set_title(f"{task}, learning rate x {-rate:g}")
+        axis.set_xlabel("updates per sampling")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("held-out accuracy, %")
+    axes[0][0].legend(fontsize="small")
+    plt.tight_layout()
+    plt.savefig(PICTURE, dpi=120)
+    print(f"wrote {PICTURE.relative_to(REPO)}")
+
+
+if __name__ == "__main__":
+    args = configure(__file__)
+    results = read_jsonl(RESULTS, ("task",)) if RESULTS.exists() else []
+    run_missing(args, results)
+    show(results)
