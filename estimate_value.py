@@ -10,10 +10,10 @@ Each prompt x gets N samples y_1 ... y_N from the reference model, and
 
 A prompt that is never solved has V* = 0, so a correct response later has advantage 1.
 
-Writes <out>/values.pt for train_apo.py, and <out>/responses.jsonl to read. Interrupted at any
-moment, the same command continues. Asked for more samples or prompts, it samples only what is
-missing; after a change of beta1 or of the reward it only grades again. V* depends on the reference
-model alone, so one values.pt serves any number of runs of stage 2.
+Writes <out>/values.pt for train_apo.py, and <out>/responses.jsonl to read. If it is interrupted,
+the same command continues it. Asked for more samples or prompts, it samples only what is missing;
+after a change of beta1 or of the reward it only grades again. V* depends on the reference model
+alone, so one values.pt serves any number of runs of stage 2.
 
 The paper's authors have published samples of their models. With these, nothing is sampled:
 
@@ -44,12 +44,12 @@ responses_from = ""              # instead of sampling: a data set in the paper'
 keep_rewards = False             # with responses_from: take its rewards; False: grade again
 push_to_hub = ""                 # upload the responses in these columns, to name/of-data-set
 max_prompts = 0                  # use a random subset of this many prompts; 0: all
-max_prompt_tokens = 0            # leave longer prompts out; 0: the model's context is the limit
+max_prompt_tokens = 0            # leave longer prompts out; 0: refuse what exceeds the context
 chat_template = False            # wrap prompts in the model's template, for instruct models
 chat_template_kwargs = ""        # the template's arguments, such as {"enable_thinking": false}
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
-beta1 = 0.5                      # small: near the largest reward; large or 0: the mean; < 0: V* = 0
+beta1 = 0.5                      # small: near the largest reward; 0: the mean; < 0: V* = 0
 dtype = "float32"                # float32 or bfloat16
 seed = 0
 gpu_memory_utilization = 0.9     # share of the GPU's memory for vLLM
@@ -64,7 +64,7 @@ def optimal_value(rewards, beta1):
     negative one is V* = 0.
     """
     if beta1 < 0:
-        return torch.zeros(len(rewards))
+        return rewards.new_zeros(len(rewards))
     if beta1 == 0:
         return rewards.mean(dim=1)
     log_n = torch.log(torch.tensor(float(rewards.shape[1])))

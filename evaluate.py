@@ -9,7 +9,7 @@ engine is built with the first, then the weights of the others replace it. Resul
 <model>/eval.json, by task, and the graded responses to <model>/eval-<task>.jsonl (a hub model's to
 out/eval/<name>). report.py puts them into a run's report.
 
-Interrupted at any moment, the same command continues. Every response is kept in <model>/responses/:
+If it is interrupted, the same command continues it. Every response is kept in <model>/responses/:
 what was sampled before with the same settings is not sampled again.
 
 avg@k is the mean accuracy of k samples per prompt; pass@k the probability that at least one of k is

@@ -5,9 +5,9 @@
 
 There is no padding and no batch dimension. B sequences lie end to end in one row of T tokens:
 sequence i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]. Parameters have the checkpoint's names, so
-loading, saving and streaming into vLLM need no table. All dense models of both Qwen families (base,
-instruct, Math, Coder, DeepSeek-R1-Distill-Qwen), and those of the Llama family without RoPE scaling
-(SmolLM2, TinyLlama, Llama 2 and 3; Llama 3.1 and later have it). Left out: generation and its KV
+loading, saving and streaming into vLLM need no table. All dense models of both Qwen families load
+(base, instruct, Math, Coder, DeepSeek-R1-Distill-Qwen), and those of the Llama family without RoPE
+scaling (SmolLM2, TinyLlama, Llama 2 and 3, but not Llama 3.1 and later). Left out: generation and its KV
 cache (vLLM does that); sliding windows and RoPE scaling, which are refused when loaded.
 
 Shapes: T packed tokens, B sequences, L longest sequence, D hidden size, H query heads, K key/value
@@ -126,7 +126,7 @@ def make_packing(cu_seqlens, total, config, dtype):
     angles = pos[:, None].float() * config.rope_theta ** (-half / config.head_dim)    # (T, E / 2)
     angles = torch.cat((angles, angles), dim=-1)[:, None]                             # (T, 1, E)
     pad = unpad = None
-    if not (cu_seqlens.is_cuda and dtype == torch.bfloat16):  # for the others there is no kernel
+    if not (cu_seqlens.is_cuda and dtype == torch.bfloat16):  # only bfloat16 on CUDA has a kernel
         grid = cu_seqlens[:-1, None] + torch.arange(max_len, device=device)           # (B, L)
         pad = grid.clamp(max=total - 1).flatten()  # beyond a sequence's end: any token will do
         unpad = seq * max_len + pos
@@ -324,8 +324,8 @@ class TokenLogps(torch.autograd.Function):
 
 
 class Qwen2(nn.Module):
-    """A Qwen2.5, Qwen3 or Llama language model, in float32 and with random weights until some are
-    loaded."""
+    """A language model of the Qwen2.5 family, which it had first, the Qwen3 or the Llama family. In
+    float32 and with random weights until some are loaded."""
 
     def __init__(self, config):
         super().__init__()

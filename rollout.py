@@ -1,15 +1,16 @@
 """Everything that touches vLLM: sampling, taking new weights, and leaving the GPU to the trainer.
 
 vLLM runs inside the trainer's processes. Every rank has an engine of its own and samples its share
-of the prompts; with tp = 2, 4 ... so many consecutive ranks share one, each with a slice of every
-layer. Only public calls of vLLM are used.
+of the prompts. With tp = 2 two neighbouring ranks share an engine, with tp = 4 four; each has a
+slice of every layer. Only public calls of vLLM are used, but for packing the head on the CPU.
 
 A weight sync can fail in three ways that raise no error: the sampler runs on, with wrong weights.
   - reload_weights() without an iterator reads the old checkpoint from the disk: pass an iterator;
   - the prefix cache survives a sync, with keys and values of the old weights: reset it every time;
   - on the CPU a tied lm_head is a packed copy that the reload does not reach: pack it again.
 So sync() compares some weights bit for bit, and the training loop compares vLLM's log-probabilities
-with its own (check_update in lib/run.py).
+with its own (check_update in lib/run.py). Adapters leave the compared weights as they are: in such a
+run only the log-probabilities are a check.
 """
 import json
 import os

@@ -15,8 +15,8 @@ no clipping and no importance ratio (baselines/ has PPO, GRPO, REBEL and OAPL in
 
 Reads data/<task>/{train,test}.jsonl and <out>/values.pt. Writes <out>/metrics.jsonl, one line per
 step, <out>/eval-<step>.jsonl, the responses of each evaluation, <out>/ckpt, <out>/model and
-<out>/report.md. Interrupted at any moment, the same command continues from the newest checkpoint,
-with any number of processes. For another run on the same values:
+<out>/report.md. If it is interrupted, the same command continues from the newest checkpoint, with
+any number of processes. For another run on the same values:
 
     mkdir -p out/higher_lr && cp out/math/values.pt out/higher_lr
     torchrun --nproc_per_node=8 train_apo.py config/math.py --lr=2e-6 --out=out/higher_lr
@@ -49,7 +49,7 @@ task = "arithmetic"              # a file in tasks/, or a path: my_tasks/chess.p
 out = ""                         # the run's folder, with stage 1's values.pt; empty: out/<task>
 seed = 0
 # sampling
-max_prompt_tokens = 0            # leave longer prompts out; 0: the model's context is the limit
+max_prompt_tokens = 0            # leave longer prompts out; 0: refuse what exceeds the context
 chat_template = False            # wrap prompts in the model's template, for instruct models
 chat_template_kwargs = ""        # the template's arguments, such as {"enable_thinking": false}
 filter_incorrect = False         # leave out prompts that the reference never solved in stage 1
@@ -59,7 +59,7 @@ temperature = 1.0
 max_steps = 32                   # 0: try one step with these settings, and write nothing
 batch_size = 256                 # prompts per step, one response each
 mini_batch_size = 128            # prompts per update of the weights
-beta2 = 1e-3                     # strength of the KL regularisation towards the reference
+beta2 = 1e-3                     # strength of the KL regularisation; the gradient scales with it
 lr = 4e-4
 lr_decay = True                  # linearly to 0 at max_steps; False: constant
 weight_decay = 0.0
@@ -72,7 +72,7 @@ eval_every = 4                   # steps
 eval_prompts = 256               # number of prompts of data/<task>/test.jsonl; 0: all
 # records
 save_rollouts = 0                # steps between batches that are kept in <out>/rollouts; 0: none
-save_every = 8                   # steps between checkpoints; 0: only when stopped
+save_every = 8                   # steps between checkpoints; 0: only if the run is stopped
 keep_checkpoints = 2             # the newest ones stay in <out>/ckpt
 resume = True                    # continue from the newest; False: start anew and delete them
 wandb = ""                       # log to this project of Weights & Biases; empty: don't
@@ -108,7 +108,7 @@ def apo_loss(logps, ref_logps, rewards, v_star, beta2):
 
 @dataclass
 class Inputs:
-    """What a run reads."""
+    """All that a run reads from files."""
     folder: str           # the run's
     path: str             # the model's folder
     config: object        # model.Config
@@ -122,7 +122,7 @@ class Inputs:
 def read_inputs(args, suffix=""):
     """Check the settings, and read prompts, config and tokenizer. Exits with one line on a mistake.
 
-    suffix: of the run's folder, unless --out names it.
+    suffix: added to the name of the run's folder, if --out is empty.
     """
     check_settings(args.dtype, max_response_tokens=args.max_response_tokens,
                    batch_size=args.batch_size, mini_batch_size=args.mini_batch_size,
@@ -133,6 +133,8 @@ def read_inputs(args, suffix=""):
           f"not a multiple of the {world_size} processes")
     check(args.temperature > 0, f"--temperature={args.temperature}: training needs samples; it "
           "must be > 0")
+    for name in ("beta2", "grad_clip", "lora_alpha"):  # each is a factor of the gradient
+        check(getattr(args, name, 1), f"--{name}=0: nothing would be learned")
     path, config, tokenizer = open_model(args.model)
     rows, test = (load_prompts(args.task, split, tokenizer, args.max_prompt_tokens,
                                config.max_position_embeddings, args.max_response_tokens,
@@ -219,7 +221,7 @@ def main(args):
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    if args.lora_rank:  # without the adapters that are trained the policy is the initial model
+    if args.lora_rank:  # with its adapters switched off, the policy is the initial model
         policy = load(run.dtype, lora=(args.lora_rank, args.lora_alpha))
         reference = WithoutAdapters(policy)
     else:
@@ -262,7 +264,8 @@ def main(args):
             group["lr"] = args.lr * decay(args, step)
         with run.phase("train"):
             # From the second update on, y comes from a slightly older policy. That needs no
-            # importance ratio: the target r - V* is what the log-ratio should be for any y.
+            # importance ratio: with the exact V* the target r - V* is right for any y, and with an
+            # estimate the fixed point moves a little (docs/claims.md).
             for update in updates:
                 for micro in update.micro_batches:
                     last = micro is update.micro_batches[-1]

@@ -63,8 +63,8 @@ def main(args):
                          args.checkpoint_activations, offload)
                 for m, offload in ((model, False), (model, True), (lora, False)))
             used = [sum(parts.values()) / 1e9 for parts in (kept, offloaded, adapters)]
-            # 8% of the GPU are for libraries, and for what torch's allocator can't use.
-            cells = [f"{x:.1f}{'*' if x <= 0.92 * args.gpu else ' '}" for x in used]
+            # A tenth is kept free, as in lib/memory.py.
+            cells = [f"{x:.1f}{'*' if x < 0.9 * args.gpu else ' '}" for x in used]
             host = sum(on_host.values()) * gpus / 1e9
             print(f"{size:<8}{gpus:>5}{cells[0]:>18}{cells[1]:>16}{host:>28.1f}{cells[2]:>12}")
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The paper's comparison at its scale: Qwen2.5-1.5B on MATH by A*-PO, PPO, REBEL and GRPO, three
-# seeds each, then all models on the paper's benchmarks. Interrupted, the same command continues.
+# seeds each, then all models on the paper's benchmarks. If it is interrupted, the same command
+# continues it.
 #
 #   bash runs/claims.sh                                  # all GPUs of this machine
 #   GPUS=4 SEEDS="0" EQUAL=generations bash runs/claims.sh    # presets may follow

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Qwen2.5 on MATH with the paper's settings: prompts, both stages, evaluation before and after on the
-# paper's benchmarks, the pictures and the report. Interrupted, the same command continues.
+# Qwen2.5 on MATH with the paper's settings: prompts, both stages, evaluation before and after on
+# the paper's benchmarks, the pictures and the report. If it is interrupted, the same command
+# continues it.
 #
 #   bash runs/math.sh                                              # 1.5B, all GPUs of this machine
 #   GPUS=4 MODEL=Qwen/Qwen2.5-7B bash runs/math.sh config/7b.py    # 7B on four; presets at the end

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SmolLM2-135M-Instruct learns to follow short instructions (tasks/instructions.py): prompts, both
-# stages, evaluation before and after, the report. Interrupted, the same command continues.
+# stages, evaluation before and after, the report. If it is interrupted, the same command continues
+# it.
 #
 #   bash runs/smollm2.sh              # HuggingFaceTB/SmolLM2-135M-Instruct, from the hub
 #   bash runs/smollm2.sh my_folder    # from a local folder

@@ -1,10 +1,11 @@
 """Short instructions that a program can check, on everyday topics, for small chat models.
 
     Write one sentence about rain that ends with the word "umbrella".
-    Name four animals of the sea in one line, separated by commas.
+    Name 3 animals of the sea in one line, separated by commas.
 
-A prompt states three or four conditions. A response that meets all earns 1, another one half the
-share that it meets. Nothing is earned without an end, by saying words again and again, or by
+Three or four conditions are checked: those of the prompt, and obvious ones, such as one sentence of
+at least five words. A response that meets all earns 1, another one half the share that it meets.
+Nothing is earned without an end, by saying words again and again, or by
 repeating the prompt. All prompts about ten of the topics are in the test split.
 """
 import json
