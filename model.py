@@ -7,8 +7,8 @@ There is no padding and no batch dimension. B sequences lie end to end in one ro
 sequence i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]. Parameters have the checkpoint's names, so
 loading, saving and streaming into vLLM need no table. All dense models of both Qwen families load
 (base, instruct, Math, Coder, DeepSeek-R1-Distill-Qwen), and those of the Llama family without RoPE
-scaling (SmolLM2, TinyLlama, Llama 2 and 3, but not Llama 3.1 and later). Left out: generation and its KV
-cache (vLLM does that); sliding windows and RoPE scaling, which are refused when loaded.
+scaling (SmolLM2, TinyLlama, Llama 2 and 3, but not Llama 3.1 and later). Left out: generation and
+its KV cache (vLLM does that); sliding windows and RoPE scaling, which are refused when loaded.
 
 Shapes: T packed tokens, B sequences, L longest sequence, D hidden size, H query heads, K key/value
 heads, E head size, F feed-forward size, V vocabulary, N tokens whose log-probability is wanted.

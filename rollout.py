@@ -9,8 +9,8 @@ A weight sync can fail in three ways that raise no error: the sampler runs on, w
   - the prefix cache survives a sync, with keys and values of the old weights: reset it every time;
   - on the CPU a tied lm_head is a packed copy that the reload does not reach: pack it again.
 So sync() compares some weights bit for bit, and the training loop compares vLLM's log-probabilities
-with its own (check_update in lib/run.py). Adapters leave the compared weights as they are: in such a
-run only the log-probabilities are a check.
+with its own (check_update in lib/run.py). Adapters leave the compared weights as they are: there
+only the log-probabilities are a check.
 """
 import json
 import os

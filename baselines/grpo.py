@@ -44,7 +44,7 @@ def group_advantages(rewards, group_size):
 
 
 def grpo_loss(logps, sampled_logps, ref_logps, advantages, clip_ratio, kl_coef):
-    """Loss of each token. All (T,). DeepSeekMath (arXiv 2402.03300), eq. 3, its KL by eq. 4. Here all
+    """Loss of each token. All (T,). DeepSeekMath (arXiv 2402.03300), eq. 3, its KL by eq. 4. All
     tokens of a mini-batch weigh the same, as in verl; eq. 3 averages over each response first."""
     ratio = torch.exp(logps - sampled_logps)
     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)

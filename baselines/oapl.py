@@ -9,10 +9,10 @@ responses y for each prompt x of a batch from pi_old, and minimises
 
     ( beta2 ln( pi(y|x) / pi_old(y|x) )  -  (r(x, y) - V*(x)) )^2
 
-with V*(x) = beta1 ln mean exp(r / beta1) over the group. If V* is exact, r - V* is the right log-ratio
-for any y, whoever wrote it. So a step may have many updates, without importance ratio or clipping:
-the paper brings weights to the sampler every 50 to 400 updates. There is no stage 1, and no second
-model: ln pi_old is what vLLM returned with the samples.
+with V*(x) = beta1 ln mean exp(r / beta1) over the group. If V* is exact, r - V* is the right
+log-ratio for any y, whoever wrote it. So a step may have many updates, without importance ratio or
+clipping: the paper brings weights to the sampler every 50 to 400 updates. There is no stage 1, and
+no second model: ln pi_old is what vLLM returned with the samples.
 
 Loss, V* and the lag are the paper's, as its abstract and public summaries give them. Its settings
 were not at hand: beta1, beta2, learning rate and batch are A*-PO's and GRPO's here. Its samplers
