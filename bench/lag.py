@@ -1,7 +1,7 @@
 """How old may samples be? From 1 to 32 updates of the weights per sampling, with equally many
 updates in all. docs/claims.md says what follows from it.
 
-    python bench/lag.py              # about five hours on two cores
+    python bench/lag.py              # hours on two cores
     python bench/lag.py --seeds=1 --rates=1 --tasks=facts
     python bench/lag.py --seeds=0    # only tables and picture, from bench/lag.jsonl
 
@@ -118,12 +118,14 @@ def show(results):
         for title, form, function in (
                 ("accuracy at temperature 1, %", "{:.1f}", lambda r: 100 * r["sampled"][-1]),
                 ("greedy accuracy, %", "{:.1f}", lambda r: 100 * r["greedy"][-1]),
-                ("KL per token", "{:.3f}", lambda r: r["kl"]),
+                # OAPL's own metric is the KL from the policy that sampled.
+                ("KL per token", "{:.3f}",
+                 lambda r: None if r["algorithm"] == "OAPL" else r["kl"]),
                 ("entropy per token", "{:.3f}", lambda r: r["entropy"]),
                 ("seconds per 256 responses", "{:.2f}", lambda r: r["seconds"]["step"]),
                 ("of them generate", "{:.2f}", lambda r: r["seconds"]["generate"])):
-            lines = [[name, *(spread([*map(function, runs)], form) for runs in lags.values())]
-                     for name, lags in by_lag.items()]
+            lines = [[name, *(spread([x for x in map(function, runs) if x is not None], form)
+                              for runs in lags.values())] for name, lags in by_lag.items()]
             print(f"\n{as_markdown([[title, *map(str, LAGS)], *lines])}")
         for (name, lags), colour in zip(by_lag.items(), COLOURS, strict=False):
             ends = {lag: [100 * r["sampled"][-1] for r in runs]
