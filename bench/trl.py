@@ -130,7 +130,7 @@ def main(args):
                                   "updates": 24},
              "long tail": small | {"model": "random", "tokens": 512, "prompts": 128, "updates": 8},
              "chat": {"task": "instructions", "chat": True, "mini_batch": 32, "lr": 4e-5,
-                      "model": args.model, "tokens": 48, "prompts": 128, "updates": 12}}
+                      "model": args.model, "tokens": 48, "prompts": 128, "updates": 8}}
     chosen = {name: known[name] for name in args.workloads.split(",")}
     for task in {workload["task"] for workload in chosen.values()}:
         call(sys.executable, REPO / "prepare.py", f"--task={task}")
