@@ -8,10 +8,10 @@ import estimate_value
 import prepare
 import reward
 from evaluate import measure
-from lib.base_model import byte_tokenizer
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
 from lib.samples import Response, load_values, read_published
+from prepare import byte_tokenizer
 from reward import load_task
 
 import datasets
