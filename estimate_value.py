@@ -82,20 +82,20 @@ def finish(args, folder, rows, all_rows, samples, meta):
     lost = sum((row["id"], i) not in samples for row in rows for i in range(n))
     check(not lost, f"{lost:,} responses are not in {folder}: it must be on a file system that all "
           "machines share. The same command samples what is missing")
-    table = [[samples[row["id"], i] for i in range(n)] for row in rows]                    # P x N
-    rewards = torch.tensor([[s["reward"] for s in group] for group in table])              # (P, N)
-    values = {"ids": [row["id"] for row in rows], "rewards": rewards,
-              "lengths": torch.tensor([[s["length"] for s in group] for group in table],
-                                      dtype=torch.int32),
-              "finished": torch.tensor([[s["finished"] for s in group] for group in table]),
-              "v_star": optimal_value(rewards, args.beta1), "meta": meta}
-    of_prompt = {}
+
+    def column(key):  # (P, N)
+        return torch.tensor([[samples[row["id"], i][key] for i in range(n)] for row in rows])
+
+    v_star = optimal_value(column("reward"), args.beta1)                                     # (P,)
+    values = {"ids": [row["id"] for row in rows], "rewards": column("reward"),
+              "lengths": column("length").int(), "finished": column("finished"),
+              "v_star": v_star, "meta": meta}
+    by_id, of_prompt = dict(zip(values["ids"], v_star.tolist(), strict=True)), {}
     for (i, _), s in sorted(samples.items()):
         of_prompt.setdefault(i, []).append(s)
-    v_star = dict(zip(values["ids"], values["v_star"].tolist(), strict=True))
     write_jsonl(os.path.join(folder, "responses.jsonl"),
                 [{"id": row["id"], "prompt": row["prompt"], "answer": row["answer"],
-                  "v_star": v_star.get(row["id"]), "responses": of_prompt[row["id"]]}
+                  "v_star": by_id.get(row["id"]), "responses": of_prompt[row["id"]]}
                  for row in all_rows if row["id"] in of_prompt])
     with atomic_file(os.path.join(folder, "values.pt"), "wb") as f:
         torch.save(values, f)
@@ -117,8 +117,8 @@ def print_summary(values, seconds, tokens):
               "model that never stops at this kind of prompt")
     if not values["rewards"].any():
         print("  warning: no prompt was ever solved, so stage 2 has nothing to learn from. Compare "
-              "responses.jsonl with what the reward asks for: where the final answer has to be, "
-              "whether a response has to end by itself, and whether the task's answers are bare")
+              "responses.jsonl with what the reward asks for: where the final answer is, whether a "
+              "response has to end by itself, whether the task's answers are bare")
 
 
 def main(args):

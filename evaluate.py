@@ -17,7 +17,6 @@ right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
 """
 import hashlib
 import json
-import os
 from math import comb, sqrt
 from typing import NamedTuple
 
@@ -85,9 +84,8 @@ def new_records(rows):
     return [{key: row[key] for key in kept if key in row} for row in rows]
 
 
-def as_dict(response, reward):
-    return {"text": response.text, "reward": reward, "truncated": response.truncated,
-            "tokens": len(response.tokens)}
+def as_dict(r, reward):
+    return {"text": r.text, "reward": reward, "truncated": r.truncated, "tokens": len(r.tokens)}
 
 
 # ---- estimates -----------------------------------------------------------------------------------
@@ -124,16 +122,15 @@ class Job(NamedTuple):
 
 
 def make_jobs(args, name, tasks):
-    """([Job of each task], what models must share to be evaluated together) of a model. Raises
-    OSError or ValueError."""
+    """([Job of each task], what models must share to be evaluated together) of a model."""
     path, config, tokenizer = open_model(name)
     lock(results_folder(name))
-    read_json(os.path.join(results_folder(name), "eval.json"))  # an error now, not after hours
-    trained = read_json(os.path.join(path, "training.json")).get("constants", {})
+    read_json(f"{results_folder(name)}/eval.json")  # an error now, not after hours
+    trained = read_json(f"{path}/training.json").get("constants", {})
     for setting in ("chat_template", "chat_template_kwargs"):
-        if trained.get(setting, getattr(args, setting)) != getattr(args, setting):
-            print(f"warning: {name} was trained with {setting} = {trained[setting]!r}, here it is "
-                  f"{getattr(args, setting)!r}")
+        then, now = trained.get(setting), getattr(args, setting)
+        if then not in (None, now):
+            print(f"warning: {name} was trained with {setting} = {then!r}, here it is {now!r}")
     model_fingerprint, jobs = fingerprint(path), []
     for t in tasks:
         rows = load_prompts(t, "test", tokenizer, args.max_prompt_tokens,
@@ -154,8 +151,7 @@ def collect(args, job, kind, k, engine_with):
     all ranks. kind: "greedy" or "samples"; engine_with(path): the engine with a model's weights."""
     # Other settings have other files, so no response is ever lost or mixed with others.
     digest = hashlib.sha256(json.dumps(job.settings[kind]).encode()).hexdigest()[:8]
-    files = os.path.join(results_folder(job.model), "responses",
-                         f"{job.task}-{kind}-{digest}.*.jsonl")
+    files = f"{results_folder(job.model)}/responses/{job.task}-{kind}-{digest}.*.jsonl"
 
     def read():
         lines = [line for _, _, lines in read_parts(files) for line in lines] if rank == 0 else []
@@ -171,8 +167,8 @@ def collect(args, job, kind, k, engine_with):
         done = read()
     with one_line_errors():
         lost = sum((row["id"], i) not in done for row, i, _ in todo)
-        check(not lost, f"{lost:,} responses are not in {os.path.dirname(files)}: it must be on a "
-              "file system that all machines share. The same command samples them")
+        check(not lost, f"{lost:,} responses are not in {files}: it must be on a file system that "
+              "all machines share. The same command samples them")
     return [[done[row["id"], i] for i in range(k)] for row in job.rows]
 
 
@@ -203,12 +199,10 @@ def measure(rows, responses):
 
 
 def accuracies(kind, right):
-    """Measures of one kind of responses. right (P, k) bool; kind: "greedy", where k is 1, or
-    "samples"."""
-    num_prompts, k = right.shape
+    """Measures of the responses of a kind, "greedy" (k = 1) or "samples". right (P, k) bool."""
     if kind == "greedy":
-        return {"greedy": {"value": right.mean(), "ci95": wilson(right.mean(), num_prompts)}}
-    counts = right.sum(1).tolist()
+        return {"greedy": {"value": right.mean(), "ci95": wilson(right.mean(), len(right))}}
+    k, counts = right.shape[1], right.sum(1).tolist()
     results = {f"avg@{k}": mean_with_interval(right.mean(1))}
     for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k] * (k > 1):  # pass@1 is avg@k
         results[f"pass@{m}"] = mean_with_interval([pass_at_k(k, c, m) for c in counts])
@@ -241,10 +235,9 @@ def print_wrong(records, number):
     """The first `number` greedy responses that earned less than 1."""
     wrong = [record for record in records if record["greedy"][0]["reward"] < 1]
     for record in wrong[:number]:
-        response = record["greedy"][0]
-        print(f"\n---- {record['id']}: reward {response['reward']:g}, the answer is "
-              f"{record['answer']!r}{', truncated' if response['truncated'] else ''}\n"
-              f"{record['prompt']}\n---- response\n{response['text']}")
+        [r] = record["greedy"]
+        print(f"\n---- {record['id']}: reward {r['reward']:g}, the answer is {record['answer']!r}"
+              f"{', truncated' * r['truncated']}\n{record['prompt']}\n---- response\n{r['text']}")
 
 
 # ---- the stage -----------------------------------------------------------------------------------
@@ -281,12 +274,11 @@ def main(args):
         loaded = path
         return engine
 
+    kinds = {"greedy": 1, "samples": args.samples_per_prompt}
     by_model = {name: {} for name in names}
     for job in jobs:
-        responses = {"greedy": collect(args, job, "greedy", 1, engine_with)}
-        if args.samples_per_prompt:
-            responses["samples"] = collect(args, job, "samples", args.samples_per_prompt,
-                                           engine_with)
+        responses = {kind: collect(args, job, kind, k, engine_with)
+                     for kind, k in kinds.items() if k}
         set_activity(f"grading {job.task}")
         with one_line_errors():
             results, records = measure(job.rows, responses)
@@ -300,8 +292,8 @@ def main(args):
         by_model[job.model][job.task] = results
         if rank == 0:
             folder = results_folder(job.model)
-            write_jsonl(os.path.join(folder, f"eval-{job.task}.jsonl"), records)
-            with atomic_file(os.path.join(folder, "eval.json")) as f:
+            write_jsonl(f"{folder}/eval-{job.task}.jsonl", records)
+            with atomic_file(f"{folder}/eval.json") as f:
                 json.dump(read_json(f"{folder}/eval.json") | {job.task: results}, f, indent=2)
             print_wrong(records, args.show)
     print(f"\n{results_table(by_model)}")
