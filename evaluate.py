@@ -62,30 +62,20 @@ def held_out_accuracy(engine, rows, seed, max_response_tokens, path):
     interval of each as "..._ci95"}; {} if the job is asked to stop. The responses are written to
     `path`. Raises ValueError if a reward function is wrong.
     """
-    accuracy, records = {}, new_records(rows)
     seeds = [sampling_seed(seed, "eval", row["id"]) for row in rows]
-    for name, kind, t in (("accuracy", "greedy", 0.0), ("accuracy_sampled", "samples", 1.0)):
-        responses = engine.generate([row["tokens"] for row in rows], seeds, max_response_tokens, t)
+    responses = {}
+    for kind, temperature in (("greedy", 0.0), ("samples", 1.0)):
+        found = engine.generate([row["tokens"] for row in rows], seeds, max_response_tokens,
+                                temperature)
         if stop_requested():
             return {}
-        rewards = reward.start_grading(rows, responses)().rewards
-        accuracy[name] = sum(r == 1 for r in rewards) / len(rows)
-        accuracy[f"{name}_ci95"] = wilson(accuracy[name], len(rows))
-        for record, response, r in zip(records, responses, rewards, strict=True):
-            record[kind] = [as_dict(response, r)]
+        responses[kind] = [[response] for response in found]
+    results, records = measure(rows, responses)
     if rank == 0:
         write_jsonl(path, records)
-    return accuracy
-
-
-def new_records(rows):
-    """What eval-*.jsonl has about each prompt, before the responses."""
-    kept = ("id", "task", "prompt", "answer", "level", "subject")
-    return [{key: row[key] for key in kept if key in row} for row in rows]
-
-
-def as_dict(r, reward):
-    return {"text": r.text, "reward": reward, "truncated": r.truncated, "tokens": len(r.tokens)}
+    greedy, sampled = results["greedy"], results["avg@1"]
+    return {"accuracy": greedy["value"], "accuracy_ci95": greedy["ci95"],
+            "accuracy_sampled": sampled["value"], "accuracy_sampled_ci95": sampled["ci95"]}
 
 
 # ---- estimates -----------------------------------------------------------------------------------
@@ -177,7 +167,9 @@ def collect(args, job, kind, k, engine_with):
 def measure(rows, responses):
     """Grade. responses: {"greedy": P x 1, "samples": P x k, if there are any}. Returns (results for
     eval.json, the rows of eval-<task>.jsonl). Raises ValueError if a reward function is wrong."""
-    records, results, timed_out = new_records(rows), {"prompts": len(rows)}, []
+    kept = ("id", "task", "prompt", "answer", "level", "subject")
+    records = [{key: row[key] for key in kept if key in row} for row in rows]
+    results, timed_out = {"prompts": len(rows)}, []
     for kind, groups in responses.items():
         k = len(groups[0])
         repeated, flat = [row for row in rows for _ in range(k)], [r for g in groups for r in g]
@@ -185,26 +177,25 @@ def measure(rows, responses):
         rewards = np.array(graded.rewards).reshape(-1, k)                                  # (P, k)
         results |= accuracies(kind, rewards == 1)
         timed_out += graded.timed_out
-        dicts = [as_dict(r, x) for r, x in zip(flat, graded.rewards, strict=True)]
+        dicts = [{"text": r.text, "reward": x, "truncated": r.truncated, "tokens": len(r.tokens)}
+                 for r, x in zip(flat, graded.rewards, strict=True)]
         for i, record in enumerate(records):
             record[kind] = dicts[i * k:(i + 1) * k]
     if not {0.0, 1.0}.issuperset(np.unique(rewards)):  # a reward that gives partial credit
         results["reward"] = mean_with_interval(rewards.mean(1))
-    results |= {"response_length": float(np.mean([len(r.tokens) for r in flat])),
-                "truncated": float(np.mean([r.truncated for r in flat])),
-                "grade_timed_out": float(np.mean(timed_out))}
-    if results["truncated"] > 0.5:
-        print("warning: most responses were truncated; raise --max_response_tokens")
-    return results, records
+    return results | {"response_length": float(np.mean([len(r.tokens) for r in flat])),
+                      "truncated": float(np.mean([r.truncated for r in flat])),
+                      "grade_timed_out": float(np.mean(timed_out))}, records
 
 
 def accuracies(kind, right):
-    """Measures of the responses of a kind, "greedy" (k = 1) or "samples". right (P, k) bool."""
-    if kind == "greedy":
-        return {"greedy": {"value": right.mean(), "ci95": wilson(right.mean(), len(right))}}
+    """Measures of the responses of a kind, "greedy" or "samples". right (P, k) bool."""
     k, counts = right.shape[1], right.sum(1).tolist()
-    results = {f"avg@{k}": mean_with_interval(right.mean(1))}
-    for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k] * (k > 1):  # pass@1 is avg@k
+    name = "greedy" if kind == "greedy" else f"avg@{k}"
+    if k == 1:
+        return {name: {"value": right.mean(), "ci95": wilson(right.mean(), len(right))}}
+    results = {name: mean_with_interval(right.mean(1))}
+    for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k]:  # pass@1 is avg@k
         results[f"pass@{m}"] = mean_with_interval([pass_at_k(k, c, m) for c in counts])
     return results
 
@@ -282,6 +273,8 @@ def main(args):
         set_activity(f"grading {job.task}")
         with one_line_errors():
             results, records = measure(job.rows, responses)
+        if results["truncated"] > 0.5:
+            print("warning: most responses were truncated; raise --max_response_tokens")
         if other:
             set_activity(f"KL of {job.path} on {job.task}")
             if engine:
