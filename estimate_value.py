@@ -29,8 +29,7 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
                       task_name, versions)
 from lib.distributed import all_gather, rank, run_stage, set_activity
 from lib.files import atomic_file, lock, write_jsonl
-from lib.samples import (PARTS, PROMPT_SETTINGS, describe, push_responses, read_published,
-                         read_samples, sample)
+from lib.samples import PARTS, PROMPT_SETTINGS, describe, read_published, read_samples, sample
 from lib.weights import fingerprint
 from model import open_model
 
@@ -40,9 +39,8 @@ model = "data/arithmetic/model"  # reference model: a local folder, or a hub nam
 task = "arithmetic"              # a file in tasks/, or a path: my_tasks/chess.py
 out = ""                         # the run's folder, shared with stage 2; empty: out/<task>
 samples_per_prompt = 8           # N
-responses_from = ""              # instead of sampling: a data set in the paper's columns
+responses_from = ""              # instead of sampling: a data set as the paper's authors publish
 keep_rewards = False             # with responses_from: take its rewards; False: grade again
-push_to_hub = ""                 # upload the responses in these columns, to name/of-data-set
 max_prompts = 0                  # use a random subset of this many prompts; 0: all
 max_prompt_tokens = 0            # leave longer prompts out; 0: refuse what exceeds the context
 chat_template = False            # wrap prompts in the model's template, for instruct models
@@ -84,20 +82,20 @@ def finish(args, folder, rows, all_rows, samples, meta):
     lost = sum((row["id"], i) not in samples for row in rows for i in range(n))
     check(not lost, f"{lost:,} responses are not in {folder}: it must be on a file system that all "
           "machines share. The same command samples what is missing")
-    table = [[samples[row["id"], i] for i in range(n)] for row in rows]                    # P x N
-    rewards = torch.tensor([[s["reward"] for s in group] for group in table])              # (P, N)
-    values = {"ids": [row["id"] for row in rows], "rewards": rewards,
-              "lengths": torch.tensor([[s["length"] for s in group] for group in table],
-                                      dtype=torch.int32),
-              "finished": torch.tensor([[s["finished"] for s in group] for group in table]),
-              "v_star": optimal_value(rewards, args.beta1), "meta": meta}
-    of_prompt = {}
+
+    def column(key):  # (P, N)
+        return torch.tensor([[samples[row["id"], i][key] for i in range(n)] for row in rows])
+
+    v_star = optimal_value(column("reward"), args.beta1)                                     # (P,)
+    values = {"ids": [row["id"] for row in rows], "rewards": column("reward"),
+              "lengths": column("length").int(), "finished": column("finished"),
+              "v_star": v_star, "meta": meta}
+    by_id, of_prompt = dict(zip(values["ids"], v_star.tolist(), strict=True)), {}
     for (i, _), s in sorted(samples.items()):
         of_prompt.setdefault(i, []).append(s)
-    v_star = dict(zip(values["ids"], values["v_star"].tolist(), strict=True))
     write_jsonl(os.path.join(folder, "responses.jsonl"),
                 [{"id": row["id"], "prompt": row["prompt"], "answer": row["answer"],
-                  "v_star": v_star.get(row["id"]), "responses": of_prompt[row["id"]]}
+                  "v_star": by_id.get(row["id"]), "responses": of_prompt[row["id"]]}
                  for row in all_rows if row["id"] in of_prompt])
     with atomic_file(os.path.join(folder, "values.pt"), "wb") as f:
         torch.save(values, f)
@@ -119,8 +117,8 @@ def print_summary(values, seconds, tokens):
               "model that never stops at this kind of prompt")
     if not values["rewards"].any():
         print("  warning: no prompt was ever solved, so stage 2 has nothing to learn from. Compare "
-              "responses.jsonl with what the reward asks for: where the final answer has to be, "
-              "whether a response has to end by itself, and whether the task's answers are bare")
+              "responses.jsonl with what the reward asks for: where the final answer is, whether a "
+              "response has to end by itself, whether the task's answers are bare")
 
 
 def main(args):
@@ -177,8 +175,6 @@ def main(args):
                   f"{len(differ):,} responses; V* is computed from "
                   f"{'the published ones' if args.keep_rewards else 'those of reward.py'}")
         print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
-        if args.push_to_hub:
-            push_responses(args.push_to_hub, rows, samples)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
 """
 import hashlib
 import json
-import os
 from math import comb, sqrt
 from typing import NamedTuple
 
@@ -63,31 +62,20 @@ def held_out_accuracy(engine, rows, seed, max_response_tokens, path):
     interval of each as "..._ci95"}; {} if the job is asked to stop. The responses are written to
     `path`. Raises ValueError if a reward function is wrong.
     """
-    accuracy, records = {}, new_records(rows)
     seeds = [sampling_seed(seed, "eval", row["id"]) for row in rows]
-    for name, kind, t in (("accuracy", "greedy", 0.0), ("accuracy_sampled", "samples", 1.0)):
-        responses = engine.generate([row["tokens"] for row in rows], seeds, max_response_tokens, t)
+    responses = {}
+    for kind, temperature in (("greedy", 0.0), ("samples", 1.0)):
+        found = engine.generate([row["tokens"] for row in rows], seeds, max_response_tokens,
+                                temperature)
         if stop_requested():
             return {}
-        rewards = reward.start_grading(rows, responses)().rewards
-        accuracy[name] = sum(r == 1 for r in rewards) / len(rows)
-        accuracy[f"{name}_ci95"] = wilson(accuracy[name], len(rows))
-        for record, response, r in zip(records, responses, rewards, strict=True):
-            record[kind] = [as_dict(response, r)]
+        responses[kind] = [[response] for response in found]
+    results, records = measure(rows, responses)
     if rank == 0:
         write_jsonl(path, records)
-    return accuracy
-
-
-def new_records(rows):
-    """What eval-*.jsonl has about each prompt, before the responses."""
-    kept = ("id", "task", "prompt", "answer", "level", "subject")
-    return [{key: row[key] for key in kept if key in row} for row in rows]
-
-
-def as_dict(response, reward):
-    return {"text": response.text, "reward": reward, "truncated": response.truncated,
-            "tokens": len(response.tokens)}
+    greedy, sampled = results["greedy"], results["avg@1"]
+    return {"accuracy": greedy["value"], "accuracy_ci95": greedy["ci95"],
+            "accuracy_sampled": sampled["value"], "accuracy_sampled_ci95": sampled["ci95"]}
 
 
 # ---- estimates -----------------------------------------------------------------------------------
@@ -124,16 +112,15 @@ class Job(NamedTuple):
 
 
 def make_jobs(args, name, tasks):
-    """([Job of each task], what models must share to be evaluated together) of a model. Raises
-    OSError or ValueError."""
+    """([Job of each task], what models must share to be evaluated together) of a model."""
     path, config, tokenizer = open_model(name)
     lock(results_folder(name))
-    read_json(os.path.join(results_folder(name), "eval.json"))  # an error now, not after hours
-    trained = read_json(os.path.join(path, "training.json")).get("constants", {})
+    read_json(f"{results_folder(name)}/eval.json")  # an error now, not after hours
+    trained = read_json(f"{path}/training.json").get("constants", {})
     for setting in ("chat_template", "chat_template_kwargs"):
-        if trained.get(setting, getattr(args, setting)) != getattr(args, setting):
-            print(f"warning: {name} was trained with {setting} = {trained[setting]!r}, here it is "
-                  f"{getattr(args, setting)!r}")
+        then, now = trained.get(setting), getattr(args, setting)
+        if then not in (None, now):
+            print(f"warning: {name} was trained with {setting} = {then!r}, here it is {now!r}")
     model_fingerprint, jobs = fingerprint(path), []
     for t in tasks:
         rows = load_prompts(t, "test", tokenizer, args.max_prompt_tokens,
@@ -154,8 +141,7 @@ def collect(args, job, kind, k, engine_with):
     all ranks. kind: "greedy" or "samples"; engine_with(path): the engine with a model's weights."""
     # Other settings have other files, so no response is ever lost or mixed with others.
     digest = hashlib.sha256(json.dumps(job.settings[kind]).encode()).hexdigest()[:8]
-    files = os.path.join(results_folder(job.model), "responses",
-                         f"{job.task}-{kind}-{digest}.*.jsonl")
+    files = f"{results_folder(job.model)}/responses/{job.task}-{kind}-{digest}.*.jsonl"
 
     def read():
         lines = [line for _, _, lines in read_parts(files) for line in lines] if rank == 0 else []
@@ -171,8 +157,8 @@ def collect(args, job, kind, k, engine_with):
         done = read()
     with one_line_errors():
         lost = sum((row["id"], i) not in done for row, i, _ in todo)
-        check(not lost, f"{lost:,} responses are not in {os.path.dirname(files)}: it must be on a "
-              "file system that all machines share. The same command samples them")
+        check(not lost, f"{lost:,} responses are not in {files}: it must be on a file system that "
+              "all machines share. The same command samples them")
     return [[done[row["id"], i] for i in range(k)] for row in job.rows]
 
 
@@ -181,7 +167,9 @@ def collect(args, job, kind, k, engine_with):
 def measure(rows, responses):
     """Grade. responses: {"greedy": P x 1, "samples": P x k, if there are any}. Returns (results for
     eval.json, the rows of eval-<task>.jsonl). Raises ValueError if a reward function is wrong."""
-    records, results, timed_out = new_records(rows), {"prompts": len(rows)}, []
+    kept = ("id", "task", "prompt", "answer", "level", "subject")
+    records = [{key: row[key] for key in kept if key in row} for row in rows]
+    results, timed_out = {"prompts": len(rows)}, []
     for kind, groups in responses.items():
         k = len(groups[0])
         repeated, flat = [row for row in rows for _ in range(k)], [r for g in groups for r in g]
@@ -189,28 +177,25 @@ def measure(rows, responses):
         rewards = np.array(graded.rewards).reshape(-1, k)                                  # (P, k)
         results |= accuracies(kind, rewards == 1)
         timed_out += graded.timed_out
-        dicts = [as_dict(r, x) for r, x in zip(flat, graded.rewards, strict=True)]
+        dicts = [{"text": r.text, "reward": x, "truncated": r.truncated, "tokens": len(r.tokens)}
+                 for r, x in zip(flat, graded.rewards, strict=True)]
         for i, record in enumerate(records):
             record[kind] = dicts[i * k:(i + 1) * k]
     if not {0.0, 1.0}.issuperset(np.unique(rewards)):  # a reward that gives partial credit
         results["reward"] = mean_with_interval(rewards.mean(1))
-    results |= {"response_length": float(np.mean([len(r.tokens) for r in flat])),
-                "truncated": float(np.mean([r.truncated for r in flat])),
-                "grade_timed_out": float(np.mean(timed_out))}
-    if results["truncated"] > 0.5:
-        print("warning: most responses were truncated; raise --max_response_tokens")
-    return results, records
+    return results | {"response_length": float(np.mean([len(r.tokens) for r in flat])),
+                      "truncated": float(np.mean([r.truncated for r in flat])),
+                      "grade_timed_out": float(np.mean(timed_out))}, records
 
 
 def accuracies(kind, right):
-    """Measures of one kind of responses. right (P, k) bool; kind: "greedy", where k is 1, or
-    "samples"."""
-    num_prompts, k = right.shape
-    if kind == "greedy":
-        return {"greedy": {"value": right.mean(), "ci95": wilson(right.mean(), num_prompts)}}
-    counts = right.sum(1).tolist()
-    results = {f"avg@{k}": mean_with_interval(right.mean(1))}
-    for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k] * (k > 1):  # pass@1 is avg@k
+    """Measures of the responses of a kind, "greedy" or "samples". right (P, k) bool."""
+    k, counts = right.shape[1], right.sum(1).tolist()
+    name = "greedy" if kind == "greedy" else f"avg@{k}"
+    if k == 1:
+        return {name: {"value": right.mean(), "ci95": wilson(right.mean(), len(right))}}
+    results = {name: mean_with_interval(right.mean(1))}
+    for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k]:  # pass@1 is avg@k
         results[f"pass@{m}"] = mean_with_interval([pass_at_k(k, c, m) for c in counts])
     return results
 
@@ -241,10 +226,9 @@ def print_wrong(records, number):
     """The first `number` greedy responses that earned less than 1."""
     wrong = [record for record in records if record["greedy"][0]["reward"] < 1]
     for record in wrong[:number]:
-        response = record["greedy"][0]
-        print(f"\n---- {record['id']}: reward {response['reward']:g}, the answer is "
-              f"{record['answer']!r}{', truncated' if response['truncated'] else ''}\n"
-              f"{record['prompt']}\n---- response\n{response['text']}")
+        [r] = record["greedy"]
+        print(f"\n---- {record['id']}: reward {r['reward']:g}, the answer is {record['answer']!r}"
+              f"{', truncated' * r['truncated']}\n{record['prompt']}\n---- response\n{r['text']}")
 
 
 # ---- the stage -----------------------------------------------------------------------------------
@@ -281,15 +265,16 @@ def main(args):
         loaded = path
         return engine
 
+    kinds = {"greedy": 1, "samples": args.samples_per_prompt}
     by_model = {name: {} for name in names}
     for job in jobs:
-        responses = {"greedy": collect(args, job, "greedy", 1, engine_with)}
-        if args.samples_per_prompt:
-            responses["samples"] = collect(args, job, "samples", args.samples_per_prompt,
-                                           engine_with)
+        responses = {kind: collect(args, job, kind, k, engine_with)
+                     for kind, k in kinds.items() if k}
         set_activity(f"grading {job.task}")
         with one_line_errors():
             results, records = measure(job.rows, responses)
+        if results["truncated"] > 0.5:
+            print("warning: most responses were truncated; raise --max_response_tokens")
         if other:
             set_activity(f"KL of {job.path} on {job.task}")
             if engine:
@@ -300,8 +285,8 @@ def main(args):
         by_model[job.model][job.task] = results
         if rank == 0:
             folder = results_folder(job.model)
-            write_jsonl(os.path.join(folder, f"eval-{job.task}.jsonl"), records)
-            with atomic_file(os.path.join(folder, "eval.json")) as f:
+            write_jsonl(f"{folder}/eval-{job.task}.jsonl", records)
+            with atomic_file(f"{folder}/eval.json") as f:
                 json.dump(read_json(f"{folder}/eval.json") | {job.task: results}, f, indent=2)
             print_wrong(records, args.show)
     print(f"\n{results_table(by_model)}")

@@ -18,8 +18,8 @@ import random
 from functools import partial
 from pathlib import Path
 
-from lib.base_model import BASE_MODEL, byte_tokenizer, pretrain
-from lib.cli import check, configure, one_line_errors
+from lib.batches import pack
+from lib.cli import check, configure, one_line_errors, progress
 from lib.data import task_name
 from lib.distributed import device, run_stage, world_size
 from lib.files import atomic_dir, lock, read_jsonl, write_jsonl
@@ -35,6 +35,8 @@ seed = 0
 base_steps = 500        # steps of pretraining a small base model; 0: data only
 # --------------------------------------------------------------------------------------------------
 
+
+# ---- rows ----------------------------------------------------------------------------------------
 
 def source_rows(source, name, splits, seed, make_rows):
     """{split: data rows} of a task, from a local file or folder.
@@ -114,8 +116,8 @@ def data_rows(where, prefix, originals, graded_by, row):
         else:
             dropped.append(number)
     if dropped:
-        print(f"{where}: {len(dropped)} dropped: no answer to grade by (the first is row "
-              f"{dropped[0]})")
+        number, first = len(dropped), dropped[0]
+        print(f"{where}: {number} dropped: no answer to grade by (the first is row {first})")
     check(rows, f"{where}: no rows")
     return rows
 
@@ -157,18 +159,61 @@ def write_splits(name, splits):
         print(f"{path}: {len(rows):,} prompts")
 
 
-def make_base_model(name, pretraining_batch, steps, seed):
-    """data/<task>/model, pretrained on pretraining_batch(rng, size): pairs (prompt, response)."""
+# ---- small base models, to try a task without a GPU ----------------------------------------------
+
+# Fields of model.Config: 1M parameters.
+BASE_MODEL = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+              "rope_theta": 10000.0, "initializer_range": 0.08}
+
+
+def byte_tokenizer():
+    """A Qwen2 tokenizer without merges: one token per byte, and <|endoftext|>.
+
+    It must be a real Qwen2Tokenizer: transformers opens any checkpoint of this model type as one,
+    and would replace the rules of a tokenizer made otherwise.
+    """
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # GPT-2's byte alphabet
+    end, character = "<|endoftext|>", bytes_to_unicode()
+    return Qwen2Tokenizer(vocab={character[b]: b for b in range(256)}, merges=[], eos_token=end,
+                          pad_token=end, unk_token=end)
+
+
+def make_base_model(name, pretraining_batch, steps, seed, batch_size=32, lr=4e-3):
+    """data/<task>/model, pretrained with next-token cross-entropy on responses.
+
+    pretraining_batch(rng, size): `size` pairs (prompt, response), both text; lr: the peak, after
+    100 steps of warm-up; then it decays linearly to 0.
+    """
     torch.manual_seed(seed)
-    tokenizer = byte_tokenizer()
+    rng, tokenizer = random.Random(seed), byte_tokenizer()
     model = Qwen2(Config(vocab_size=len(tokenizer), **BASE_MODEL)).to(device)
     model.hf_config = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-    pretrain(model, tokenizer, pretraining_batch, steps, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    bar = progress(range(steps), desc="pretraining the base model", unit="step")
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min((step + 1) / 100, (steps - step) / max(steps - 100, 1), 1)
+        texts = zip(*pretraining_batch(rng, batch_size), strict=True)
+        prompts, responses = (tokenizer(list(column))["input_ids"] for column in texts)
+        responses = [r + [tokenizer.eos_token_id] for r in responses]
+        batch = pack(range(batch_size), prompts, responses)
+        logps = model.token_logps(batch.input_ids, batch.cu_seqlens,
+                                  response_mask=batch.response_mask)                      # (T,)
+        loss = -logps.sum() / batch.response_mask.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     with atomic_dir(f"data/{name}/model") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     print(f"data/{name}/model: {sum(p.numel() for p in model.parameters()):,} parameters")
 
+
+# ---- the stage -----------------------------------------------------------------------------------
 
 @one_line_errors()
 def main(args):

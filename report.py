@@ -42,10 +42,6 @@ def plot_runs(runs, png):
     """Draw runs over each other. runs: {folder: lines of its metrics.jsonl}; png: the picture."""
     figure, grid = plt.subplots(3, 3, figsize=(12, 9), layout="constrained")
     axes = dict(zip(PANELS, grid.flat, strict=True))
-    for key, ax in axes.items():
-        ax.set_title(PANELS[key])
-        ax.set_xlabel({"seconds": "seconds of training steps", "phases": ""}.get(key, "step"))
-        ax.grid(alpha=0.3)
     for (folder, metrics), colour in zip(runs.items(), cycle(COLOURS), strict=False):
         for key in PANELS.keys() & metrics[0].keys():
             draw_metric(axes[key], metrics, key, colour, os.path.basename(folder))
@@ -55,10 +51,14 @@ def plot_runs(runs, png):
                 axes[key].plot(x, accuracy, style, color=colour, marker="o", markersize=3)
     draw_phases(axes["phases"], runs)
     axes["logp_diff_mean"].set_yscale("log")
-    for key in ("reward", "steps", "seconds", "truncated"):
-        axes[key].set_ylim(0, 1.02)
-    for key in ("kl", "response_length", "entropy"):
-        axes[key].set_ylim(bottom=min(0, axes[key].get_ylim()[0]))
+    for key, ax in axes.items():
+        ax.set_title(PANELS[key])
+        ax.set_xlabel({"seconds": "seconds of training steps", "phases": ""}.get(key, "step"))
+        ax.grid(alpha=0.3)
+        if key in ("reward", "steps", "seconds", "truncated"):
+            ax.set_ylim(0, 1.02)
+        if key in ("kl", "response_length", "entropy"):
+            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     if len(runs) > 1:
         axes["reward"].legend(loc="lower right")
     figure.suptitle(", ".join(runs))
@@ -90,12 +90,11 @@ def accuracies(metrics, suffix):
 
 def draw_phases(ax, runs):
     """A bar per run: the median seconds of a step's phases."""
-    seconds, bottom = [median_seconds(metrics) for metrics in runs.values()], np.zeros(len(runs))
-    for phase, colour in zip(PHASES, COLOURS, strict=False):
-        heights = np.array([of_run[phase] for of_run in seconds])
-        ax.bar([os.path.basename(folder) for folder in runs], heights, bottom=bottom, color=colour,
-               label=phase, width=0.5)
-        bottom += heights
+    names = [os.path.basename(folder) for folder in runs]
+    heights = np.array([[*median_seconds(metrics).values()] for metrics in runs.values()])
+    bottoms = heights.cumsum(1) - heights                                          # (runs, phases)
+    for phase, height, bottom, colour in zip(PHASES, heights.T, bottoms.T, COLOURS, strict=False):
+        ax.bar(names, height, 0.5, bottom, color=colour, label=phase)
     ax.set_xlim(-0.6, len(runs) + 0.4)  # room for the legend
     ax.legend(loc="upper right", fontsize=8)
 
@@ -115,24 +114,25 @@ def write_report(folder):
 
     Returns the report's path. Raises OSError or ValueError.
     """
-    metrics = read_jsonl(os.path.join(folder, "metrics.jsonl"), ("step",))
-    plot_runs({folder: metrics}, os.path.join(folder, "curves.png"))
-    training = read_json(os.path.join(folder, "model", "training.json"))
-    files = sorted(glob(os.path.join(folder, "eval-" + "[0-9]" * 6 + ".jsonl")))
+    metrics = read_jsonl(f"{folder}/metrics.jsonl", ("step",))
+    plot_runs({folder: metrics}, f"{folder}/curves.png")
+    training = read_json(f"{folder}/model/training.json")
+    files = sorted(glob(f"{folder}/eval-{'[0-9]' * 6}.jsonl"))
     evaluations = {int(f[-12:-6]): read_jsonl(f, ("id", "greedy")) for f in files[:1] + files[-1:]}
     measured = [accuracy(metrics), measured_afterwards(folder, training)]
-    report, card = os.path.join(folder, "report.md"), os.path.join(folder, "model", "README.md")
-    with atomic_file(report) as f:
-        f.write("\n".join(filter(None, [
-            f"# {folder}\n\n![Metrics of the run](curves.png)\n", *measured, stage_1(folder),
-            cost(metrics), examples(evaluations), what_was_run(metrics, training)])))
+    settings = what_was_run(metrics, training)
+    write_page(f"{folder}/report.md", f"# {folder}\n\n![Metrics of the run](curves.png)\n",
+               *measured, stage_1(folder), cost(metrics), examples(evaluations), settings)
     if training:
         prompt = next((records[0]["prompt"] for records in evaluations.values()), "...")
-        with atomic_file(card) as f:
-            f.write("\n".join(filter(None, [
-                model_card(os.path.dirname(card), training["constants"], prompt), *measured,
-                what_was_run(metrics, training)])))
-    return report
+        card = model_card(f"{folder}/model", training["constants"], prompt)
+        write_page(f"{folder}/model/README.md", card, *measured, settings)
+    return f"{folder}/report.md"
+
+
+def write_page(path, *parts):
+    with atomic_file(path) as f:
+        f.write("\n".join(filter(None, parts)))
 
 
 def accuracy(metrics):
@@ -150,22 +150,20 @@ def accuracy(metrics):
 
 def measured_afterwards(folder, training):
     """The table of evaluate.py, if it has measured the model; beside it the initial model."""
-    model = os.path.join(folder, "model")
-    results = read_json(os.path.join(model, "eval.json"))
+    results = read_json(f"{folder}/model/eval.json")
     if not results:
         return ""
     base = training["constants"]["model"]
-    of_base = read_json(os.path.join(results_folder(base), "eval.json"))
+    of_base = read_json(f"{results_folder(base)}/eval.json")
     both = {base: of_base} if of_base.keys() >= results.keys() else {}
-    table = results_table({**both, model: results})
+    table = results_table({**both, f"{folder}/model": results})
     return f"## Measured by evaluate.py, with 95% intervals\n\n{table}"
 
 
 def stage_1(folder):
-    path = os.path.join(folder, "values.pt")
-    if not os.path.isfile(path):
+    if not os.path.isfile(f"{folder}/values.pt"):
         return ""
-    values = load_values(path)
+    values = load_values(f"{folder}/values.pt")
     num_prompts, n = values["rewards"].shape
     return f"## Stage 1: {num_prompts:,} prompts, {n} samples each\n\n" + "".join(
         f"- {name}: {text}\n" for name, text in describe(values).items())
@@ -184,9 +182,9 @@ def examples(evaluations):
     last, if there is one; before it come those that became right."""
     if len(evaluations) < 2:
         return ""
-    before = {record["id"]: record for record in min(evaluations.items())[1]}
-    pairs = [(before[record["id"]], record) for record in max(evaluations.items())[1]
-             if record["id"] in before]
+    first, last = evaluations.values()
+    before = {record["id"]: record for record in first}
+    pairs = [(before[record["id"]], record) for record in last if record["id"] in before]
     rewards = [[record["greedy"][0]["reward"] for record in pair] for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: rewards[i][0] - rewards[i][1])
     wrong = [i for i in order if rewards[i][1] < 1][:1]
@@ -195,8 +193,8 @@ def examples(evaluations):
         record = pairs[i][0]
         text += f"\n### {record['id']}, answer {record['answer']}\n\n{fenced(record['prompt'])}"
         for step, record in zip(evaluations, pairs[i], strict=True):
-            text += (f"\nGreedy after {step:,} steps, reward {record['greedy'][0]['reward']:g}:\n\n"
-                     f"{fenced(record['greedy'][0]['text'])}")
+            [r] = record["greedy"]
+            text += f"\nGreedy after {step:,} steps, reward {r['reward']:g}:\n\n{fenced(r['text'])}"
     return text
 
 
@@ -260,9 +258,9 @@ def main(folders):
     for folder in folders:
         print(f"wrote {write_report(folder)}")
     if len(folders) > 1:
-        png = os.path.join(folders[-1], "compare.png")
-        plot_runs({folder: read_jsonl(os.path.join(folder, "metrics.jsonl"), ("step",))
-                   for folder in folders}, png)
+        png = f"{folders[-1]}/compare.png"
+        plot_runs({folder: read_jsonl(f"{folder}/metrics.jsonl", ("step",)) for folder in folders},
+                  png)
         print(f"wrote {png}")
 
 

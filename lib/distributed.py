@@ -3,8 +3,7 @@
 torchrun's agent notices when a rank ends with an error, ends the other ranks (SIGTERM, and SIGKILL
 30 seconds later) and reports the first failure. The timeout of the process group ends ranks that
 wait for one that hangs. This file adds one line instead of a traceback for errors that can be
-foreseen, a stop flag on which all ranks agree, and a signal and a timer for what torchrun doesn't
-see.
+foreseen, a stop flag on which all ranks agree, and a signal and a timer for what torchrun misses.
 """
 import errno
 import faulthandler
@@ -146,10 +145,9 @@ def rank_main(main, args):
         if "by peer" in str(error):  # gloo lost its connection: another rank has failed
             let_torchrun_end_this_rank()
         line = foreseen(error)
-        if not line:
-            raise
-        print(line, file=sys.stderr)
-        sys.exit(1)
+        if line:
+            sys.exit(line)
+        raise
 
 
 def let_torchrun_end_this_rank():
@@ -162,7 +160,7 @@ def exit_status(end):
     """The status of a SystemExit. Its message, if it has one, is printed."""
     if not isinstance(end.code, str):
         return end.code or 0
-    if local_rank > 0:  # the first rank has found the same mistake in a setting or a file
+    if local_rank > 0:  # if the first rank has found the same mistake, it alone says so
         let_torchrun_end_this_rank()
     print(end.code, file=sys.stderr, flush=True)
     return 1

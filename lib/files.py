@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from lib.cli import check
 from lib.distributed import barrier, rank
-
 
 # In JSON, half of a surrogate pair becomes its escape sequence.
 TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}
@@ -16,10 +15,8 @@ locks = {}  # {folder that this process writes into: its descriptor}
 
 
 def lock(folder):
-    """Keep other jobs on this machine from writing into a folder, until this process ends.
-
-    Raises ValueError if one writes there.
-    """
+    """Keep other jobs on this machine from writing into a folder, until this process ends. Raises
+    ValueError if one writes there."""
     folder = os.path.realpath(folder)
     if rank > 0 or folder in locks:
         return
@@ -28,18 +25,14 @@ def lock(folder):
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{folder} is in use by another job: wait until it ends, or write to "
-                         "another folder") from None
+        raise ValueError(f"{folder} is in use by another job: wait, or choose another") from None
     locks[folder] = descriptor
 
 
 def read_jsonl(path, keys):
-    """The objects of a .jsonl file, in which lines may be empty.
-
-    Raises ValueError, naming file and line, if one lacks a key.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
+    """The objects of a .jsonl file, in which lines may be empty. Raises ValueError, naming file and
+    line, if one lacks a key."""
+    check(os.path.isfile(path), f"{path}: no such file")
     rows = []
     with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
@@ -87,16 +80,14 @@ def atomic_file(path, mode="w"):
         os.replace(temporary, path)
         sync(os.path.dirname(path))
     finally:
-        if os.path.exists(temporary):
+        with suppress(FileNotFoundError):
             os.remove(temporary)
 
 
 @contextmanager
 def atomic_dir(path):
     """Yield a temporary folder that takes the name `path`, for an older one, when the block ends
-    well.
-
-    All ranks call it together and may write into the folder; they go on when it has its name.
+    well. All ranks call it together and may write into the folder; they go on when it has its name.
     """
     temporary = f"{path}.tmp"
     if rank == 0:

@@ -39,20 +39,17 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     lora = num_trained < n  # frozen weights have no gradients
 
-    def pinned(width, weights):  # pinned host memory rounds each tensor up to a power of two bytes
-        return sum(2 ** ceil(log2(max(width * p.numel() / shards, 1))) for p in weights)
+    def part(width, weights):
+        """Bytes of a process's part. Pinned memory rounds each tensor up to a power of two."""
+        sizes = [width * p.numel() / shards for p in weights]
+        return sum(2 ** ceil(log2(max(size, 1))) if offload else size for size in sizes)
 
     # What is trained is in float32. The reference is a second model, or the policy's own weights if
     # only its adapters are trained; then the critic needs a copy of its own.
-    trains, references = "trained weights, gradients and AdamW", 1 + (critic and lora)
-    if offload:
-        on_device = {}
-        on_host = {trains: (1 + critic) * (2 * pinned(4, trained) + 8 * num_trained / shards),
-                   "reference": references * pinned(b, all_weights)}
-    else:
-        on_device = {trains: (1 + critic) * 16 * num_trained / shards,
-                     "reference": references * b * n / shards}
-        on_host = {}
+    kept = {"trained weights, gradients and AdamW":
+            (1 + critic) * (2 * part(4, trained) + 8 * num_trained / shards),
+            "reference": (1 + (critic and lora)) * part(b, all_weights)}
+    on_device, on_host = ({}, kept) if offload else (kept, {})
     # FSDP gathers the root (embeddings, head) and two layers: weights and gradients, and these once
     # more in float32 on their way to be reduced.
     root = n - c.num_hidden_layers * layer
@@ -91,14 +88,11 @@ def make_plan(model, largest, logps_chunk, dtype, micro_batch_tokens, recompute,
         # A tenth is for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.
         return sum(needs(*choice)[0].values()) < 0.9 * room
 
+    room = min(all_gather(gpu_memory() if cuda else available_host_memory() / local_world_size))
     tokens = micro_batch_tokens
-    if cuda:
-        room = min(all_gather(gpu_memory()))
-        if not tokens:
-            tokens, recompute = choose(fits, recompute)
-    else:
-        room = min(all_gather(available_host_memory())) / local_world_size
-        tokens = tokens or 8192  # short sequences in a micro-batch of their own need less padding
+    if not tokens and cuda:
+        tokens, recompute = choose(fits, recompute)
+    tokens = tokens or 8192  # short sequences in a micro-batch of their own need less padding
     defer_sharding = largest > tokens and fits(tokens, recompute, True)
     on_device, on_host = needs(tokens, recompute, defer_sharding)
     print(f"micro-batches of {tokens:,} tokens, activations {'recomputed' if recompute else 'kept'}"

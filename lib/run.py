@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from uuid import uuid4
 
 from lib import checkpoint
@@ -28,11 +29,10 @@ class Run:
 
     def __init__(self, folder, constants, may_differ, *, dtype, max_steps, eval_every, save_every,
                  keep_checkpoints, save_rollouts, resume, logp_tolerance, wandb):
-        """Find the checkpoint to continue from.
+        """Find the checkpoint to continue from. Raises ValueError if it can't be continued.
 
         constants: {name: value} of all that must be the same for a run to continue, but for the
-        names in may_differ; dtype: of computation; the others as in train_apo.py. Raises ValueError
-        with one line if the run in the folder can't be continued with these.
+        names in may_differ; dtype: of computation; the others as in train_apo.py.
         """
         self.folder, self.constants, self.dtype = folder, constants, dtype
         self.max_steps, self.eval_every, self.save_every = max_steps, eval_every, save_every
@@ -42,7 +42,7 @@ class Run:
             0.1 if dtype == torch.bfloat16 else 1e-2 if cuda else 1e-4)
         self.wandb_project, self.wandb = wandb, None
         check(not wandb or find_spec("wandb"), f"--wandb={wandb}: pip install wandb")
-        self.metrics_path = os.path.join(folder, "metrics.jsonl")
+        self.metrics_path = f"{folder}/metrics.jsonl"
         self.checkpoint, self.step, self.history = None, 0, []
         if resume and max_steps:
             self.checkpoint, self.step = checkpoint.find_checkpoint(folder, constants, may_differ)
@@ -56,7 +56,7 @@ class Run:
 
     def is_finished(self):
         """Whether <folder>/model is the result of all steps already."""
-        steps = read_json(os.path.join(self.folder, "model", "training.json")).get("steps")
+        steps = read_json(f"{self.folder}/model/training.json").get("steps")
         return bool(self.checkpoint) and steps == self.step >= self.max_steps
 
     def start(self, engine, policy, optimizer, evaluate, trained=None):
@@ -99,13 +99,11 @@ class Run:
     def evaluate(self):
         set_activity("evaluation")
         with self.reward_errors():
-            return self.measure_accuracy(os.path.join(self.folder, f"eval-{self.step:06d}.jsonl"))
-
+            return self.measure_accuracy(f"{self.folder}/eval-{self.step:06d}.jsonl")
     # ---- in the loop -----------------------------------------------------------------------------
 
     def steps(self):
-        """Yield the steps that are left; after each, evaluate, print and save. Ends early if the
-        job is asked to stop."""
+        """Yield the steps that are left, until a stop is requested; evaluate, print, save each."""
         while self.step < max(self.max_steps, 1) and not stop_requested():
             self.seconds, self.updates, self.logp_diffs = {}, [], []
             self.sums = torch.zeros(3, device=device)  # of loss, KL and entropy in this update
@@ -127,8 +125,8 @@ class Run:
                 for warning in warnings_about(self.history):
                     print(f"      warning: {warning}", flush=True)
                     self.warned_step = self.step
-            if self.save_every and (self.step % self.save_every == 0
-                                    or self.step == self.max_steps):
+            last = self.step == self.max_steps
+            if self.save_every and (last or self.step % self.save_every == 0):
                 self.save()
 
     @contextmanager
@@ -166,11 +164,10 @@ class Run:
             self.diff_max = max(all_gather(diff.max().item()))
             if not self.diff_mean <= self.logp_limit:  # also for NaN
                 self.stop(f"error: step {self.step}: vLLM's log-probabilities differ from the "
-                          f"trainer's by {self.diff_mean:.2g} per token on average (allowed: "
-                          f"{self.logp_limit:.2g}; the largest: {self.diff_max:.2g}). The samples "
-                          "come from other weights than those in training, so the weights were "
-                          "not updated. If logp_diff_mean in metrics.jsonl grew slowly, it is "
-                          "rounding: raise --logp_tolerance")
+                          f"trainer's by {self.diff_mean:.2g} per token (allowed: "
+                          f"{self.logp_limit:.2g}; the largest: {self.diff_max:.2g}): it samples "
+                          "from other weights, and the update was not made. If logp_diff_mean in "
+                          "metrics.jsonl grew slowly, it is rounding: raise --logp_tolerance")
         loss, kl, entropy = all_reduce_sum(self.sums).tolist()
         self.sums.zero_()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -180,8 +177,8 @@ class Run:
         self.updates.append((loss, kl, entropy, grad_norm))
 
     def log(self, batch, responses, graded, **more):
-        """This step's metrics, over all ranks, updates and micro-batches. more: the algorithm's
-        own. Every save_rollouts steps the batch itself is kept, too."""
+        """Add this step's metrics, over all ranks, updates and micro-batches, and `more`, the
+        algorithm's own. Every save_rollouts steps the batch itself is kept, too."""
         tokens, n = sum(len(r.tokens) for r in responses), len(responses)
         loss, kl, entropy, grad_norm = (sum(column) for column in zip(*self.updates, strict=True))
         self.history.append({
@@ -193,11 +190,10 @@ class Run:
             "grade_timed_out": sum(graded.timed_out) / n, "tokens": tokens, **self.seconds,
             "seconds_step": time.perf_counter() - self.begin,
             "memory_gb": max(all_gather((peak_memory() - self.engine.memory) / 1e9)),
-            **self.before_training})
-        self.before_training = {}
-        kept = self.save_rollouts and self.max_steps and (self.step + 1) % self.save_rollouts == 0
-        if kept and rank == 0:
-            write_jsonl(os.path.join(self.folder, "rollouts", f"step-{self.step + 1:06d}.jsonl"), [
+            **(self.before_training if not self.history else {})})
+        kept = self.save_rollouts and (self.step + 1) % self.save_rollouts == 0
+        if kept and self.max_steps and rank == 0:
+            write_jsonl(f"{self.folder}/rollouts/step-{self.step + 1:06d}.jsonl", [
                 {"id": row["id"], "tokens": r.tokens, "text": r.text, "truncated": r.truncated,
                  "reward": reward, "sampled_logp": sum(r.logps)}
                 for row, r, reward in zip(batch, responses, graded.rewards, strict=True)])
@@ -243,7 +239,7 @@ class Run:
                 f"stopped after {self.step} steps, which are saved: {again}, or make a model of "
                 f"them: python export.py {self.folder}" if self.step else f"stopped: {again}")
         set_activity("writing the model")
-        write_model(os.path.join(self.folder, "model"), self.policy, self.dtype, initial_model,
+        write_model(f"{self.folder}/model", self.policy, self.dtype, initial_model,
                     {"steps": self.step, "processes": world_size, "hardware": hardware(),
                      "versions": versions(), "constants": self.constants})
         print(f"wrote {self.metrics_path} and {self.folder}/model; at most "
@@ -254,15 +250,13 @@ class Run:
     def start_wandb(self):
         """One W&B run per folder: a run that continues keeps its id."""
         import wandb
-        path = os.path.join(self.folder, "wandb", "id")
-        if not self.checkpoint or not os.path.exists(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w") as f:
-                f.write(uuid4().hex[:8])
-        with open(path) as f:
-            self.wandb = wandb.init(project=self.wandb_project, id=f.read(), resume="allow",
-                                    name=os.path.basename(self.folder), dir=self.folder,
-                                    config=self.constants)
+        path = Path(self.folder, "wandb", "id")
+        if not self.checkpoint or not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(uuid4().hex[:8])
+        self.wandb = wandb.init(project=self.wandb_project, id=path.read_text(), resume="allow",
+                                name=os.path.basename(self.folder), dir=self.folder,
+                                config=self.constants)
 
     def use_wandb(self, function):
         """An error switches it off, with a warning: the run goes on."""
@@ -300,12 +294,10 @@ def warnings_about(history):
     best = max(history, key=lambda m: m["reward"])
     if best["reward"] >= 0.1 and now["reward"] < 0.2 * best["reward"]:
         lines.append(f"the policy has collapsed: reward {now['reward']:.3f}, after "
-                     f"{best['reward']:.3f} in step {best['step']}. It will not recover: stop, and "
-                     "start anew with a lower --lr")
+                     f"{best['reward']:.3f} in step {best['step']}; start anew with a lower --lr")
     if now["truncated"] > 0.5:
-        lines.append(f"{now['truncated']:.0%} of the responses were truncated, most of them before "
-                     "their answer: raise --max_response_tokens (from stage 1 on), or lower --lr "
-                     "if it began during training")
+        lines.append(f"{now['truncated']:.0%} of the responses were truncated: lower --lr if it "
+                     "began during training, else raise --max_response_tokens (from stage 1 on)")
     return lines
 
 

@@ -1,5 +1,4 @@
-"""Responses on the disk: as they are sampled, as stage 1 keeps them, and as the paper published
-them.
+"""Responses on the disk: as they are sampled, as stage 1 keeps them, as the paper published them.
 
     responses.part.<engine>.jsonl    while stage 1 samples: the settings, then a response per line
     values.pt                        when it is done: see estimate_value.py
@@ -79,18 +78,16 @@ def read_parts(pattern):
 # ---- values.pt -----------------------------------------------------------------------------------
 
 def load_values(path):
-    """The dictionary of a values.pt. Raises FileNotFoundError, or ValueError if it isn't one."""
+    """The dictionary of a values.pt. Raises ValueError if there is none, or if it isn't one."""
+    check(os.path.isfile(path), f"{path}: no such file; make it with estimate_value.py and the "
+          "same --model, --task and --out, or copy it from another run")
+    keys = ("ids", "rewards", "lengths", "finished", "v_star", "meta")
     try:
         values = torch.load(path, weights_only=True)
-        keys = ("ids", "rewards", "lengths", "finished", "v_star", "meta")
         return {key: values[key] for key in keys}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; make it with estimate_value.py and the "
-                                "same --model, --task and --out, or copy it from another run"
-                                ) from None
     except Exception as e:
-        raise ValueError(f"{path}: not a whole values file ({type(e).__name__}); make it with "
-                         "estimate_value.py") from None
+        raise ValueError(f"{path}: not a whole values file ({type(e).__name__}); delete it and run "
+                         "estimate_value.py again") from None
 
 
 def describe(values):
@@ -112,8 +109,8 @@ def match_values(folder, rows, expected, filter_incorrect):
     """
     path = os.path.join(folder, "values.pt")
     values = load_values(path)
-    parts = [name for name in expected if name not in PROMPT_SETTINGS]
-    part, theirs, ours = difference(values["meta"], expected, parts)
+    part, theirs, ours = difference(values["meta"], expected,
+                                    [name for name in expected if name not in PROMPT_SETTINGS])
     check(not part, f"{path} was made with another {part} than this run's ({theirs}, here {ours}): "
           "run estimate_value.py again with this run's settings, or mend them")
     solved = (values["rewards"] == 1).any(1)                                               # (P,)
@@ -129,8 +126,7 @@ def difference(theirs, ours, names):
     their prompts do, a setting that explains it comes first."""
     if "prompts" in names and theirs.get("prompts") != ours["prompts"]:
         names = (*PROMPT_SETTINGS, *names)
-    different = (name for name in names if theirs.get(name) != ours.get(name))
-    name = next(different, None)
+    name = next((name for name in names if theirs.get(name) != ours.get(name)), None)
     return name, theirs.get(name), ours.get(name)
 
 
@@ -145,8 +141,7 @@ def read_samples(folder, meta):
         check(not name, f"{path} was sampled with {name} = {theirs}, this run has {ours}; choose "
               "another --out, or delete that file to start anew")
 
-    samples = {}
-    values = os.path.join(folder, "values.pt")
+    samples, values = {}, os.path.join(folder, "values.pt")
     if os.path.exists(values):
         check_settings_of(load_values(values)["meta"], values)
         for row in read_jsonl(os.path.join(folder, "responses.jsonl"), ("id", "responses")):
@@ -164,7 +159,6 @@ def read_samples(folder, meta):
 # A row per prompt, on the Hugging Face hub as Cornell-AGI/gsm8k_size_qwen2.5_1.5b_eval and others:
 #
 #     prompt                      a list of messages; the first one's "content" is the prompt's text
-#     reward_model                {"ground_truth": the answer, ...}
 #     response_0, response_1 ...  the responses, text
 #     eval_0, eval_1 ...          their rewards
 
@@ -174,7 +168,6 @@ def read_published(source, rows, n, tokenizer, max_response_tokens):
 
     source: a .parquet file or a hub name; rows: data rows, found again by their prompts' text. No
     column says whether a response ended by itself: those shorter than the limit are taken to have.
-    Raises ValueError with one line.
     """
     import datasets  # takes seconds to import
     try:
@@ -186,41 +179,17 @@ def read_published(source, rows, n, tokenizer, max_response_tokens):
     columns = ["prompt", *(f"{name}_{i}" for name in ("response", "eval") for i in range(n))]
     missing = [name for name in columns if name not in table.column_names]
     check(not missing, f"{source} has no column {', '.join(missing)}")
-    ids = {row["prompt"].strip(): row["id"] for row in rows}
-    samples = {}
+    ids, samples = {row["prompt"].strip(): row["id"] for row in rows}, {}
     for published in table:
         prompt_id = ids.get(published["prompt"][0]["content"].strip())
-        texts = [published[f"response_{i}"] for i in range(n)] if prompt_id is not None else []
-        for i, text in enumerate(texts):
+        for i in range(n if prompt_id is not None else 0):
+            text = published[f"response_{i}"]
             length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1  # 1: EOS
             samples[prompt_id, i] = {
                 "sample": i, "text": text, "length": min(length, max_response_tokens),
                 "finished": length <= max_response_tokens,
                 "published": float(published[f"eval_{i}"])}
-    check(samples, f"{source}: none of its prompts is in data/; are task and model those that it "
-          "was made with?")
+    check(samples, f"{source}: none of its prompts is in data/; was it made with this task?")
     print(f"{source}: responses to {len(samples) // n:,} of {len(rows):,} prompts; it has "
           f"{len(table):,} prompts")
     return samples
-
-
-def push_responses(name, rows, samples):
-    """Upload responses in these columns to the hub data set `name`. rows: those with all samples;
-    samples: as read_samples() returns them, with "reward"."""
-    import datasets
-    try:
-        datasets.Dataset.from_list(published_rows(rows, samples)).push_to_hub(name)
-    except Exception as e:  # offline, no access: the files of stage 1 are complete
-        print(f"warning: the hub did not take {name} ({type(e).__name__}: "
-              f"{' '.join(str(e).split())[:200]}); the same command tries again")
-
-
-def published_rows(rows, samples):
-    """Responses in the paper's columns, one dictionary per prompt."""
-    table = {row["id"]: {
-        "data_source": row["task"], "prompt": [{"role": "user", "content": row["prompt"]}],
-        "reward_model": {"style": "rule", "ground_truth": row["answer"]}} for row in rows}
-    for (prompt_id, i), s in sorted(samples.items()):
-        if prompt_id in table:
-            table[prompt_id] |= {f"response_{i}": s["text"], f"eval_{i}": s["reward"]}
-    return list(table.values())

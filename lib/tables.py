@@ -3,8 +3,7 @@ import os
 
 
 def results_folder(model):
-    """Where evaluate.py writes what it measures: a local model's own folder, or below out/eval if
-    that can't be written."""
+    """Where evaluate.py writes: a local model's folder, or out/eval if that can't be written."""
     if os.path.isdir(model) and os.access(model, os.W_OK):
         return model
     return os.path.join("out", "eval", model.lstrip("./"))

@@ -1,6 +1,5 @@
 """A model's folder in Hugging Face format: find it, check its weights, read them."""
 import hashlib
-import json
 import os
 import shutil
 from glob import glob
@@ -20,40 +19,33 @@ UNCHANGED = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "
 
 
 def find_model(path_or_hub_name):
-    """Local folder of a model: the given one, or the hub's, downloaded once.
-
-    Raises FileNotFoundError.
-    """
-    if os.path.isfile(os.path.join(path_or_hub_name, "config.json")):
-        return path_or_hub_name
-    check(not os.path.isfile(os.path.join(path_or_hub_name, "adapter_config.json")),
-          f"{path_or_hub_name} is an adapter: merge it into its base model first (merge_and_unload "
-          "and save_pretrained of peft), and name the merged model")
-    if (os.path.isdir(path_or_hub_name) or path_or_hub_name.count("/") != 1
-            or path_or_hub_name.startswith((".", "/"))):
-        raise FileNotFoundError(f"{path_or_hub_name}: no config.json there (a model is a folder in "
-                                "Hugging Face format, or a hub name such as Qwen/Qwen2.5-1.5B)")
+    """Local folder of a model: the given one, or the hub's, downloaded once. Raises ValueError."""
+    name = path_or_hub_name
+    if os.path.isfile(os.path.join(name, "config.json")):
+        return name
+    check(not os.path.isfile(os.path.join(name, "adapter_config.json")),
+          f"{name} is an adapter: merge it into its base model first (merge_and_unload and "
+          "save_pretrained of peft), and name the merged model")
+    check(name.count("/") == 1 and not name.startswith((".", "/")) and not os.path.isdir(name),
+          f"{name}: no config.json there (a model is a folder in Hugging Face format, or a hub "
+          "name such as Qwen/Qwen2.5-1.5B)")
     try:
-        path = snapshot_download(path_or_hub_name, ignore_patterns="*/*", allow_patterns=[
+        path = snapshot_download(name, ignore_patterns="*/*", allow_patterns=[
             "*.json", "*.safetensors", "*.jinja", "merges.txt"])
     except Exception as e:  # offline, no such repository, no access: they all mean the same here
-        raise FileNotFoundError(f"{path_or_hub_name}: not a local folder, and the hub did not give "
-                                f"it ({type(e).__name__})") from e
+        raise ValueError(f"{name}: not a local folder, and the hub did not give it "
+                         f"({type(e).__name__})") from e
     return find_model(path)
 
 
 def weight_files(path):
-    """The safetensors files that the index lists, or all. Raises FileNotFoundError."""
+    """The safetensors files that the index lists, or all. Raises OSError or ValueError."""
     index = os.path.join(path, "model.safetensors.index.json")
-    if os.path.isfile(index):
-        with open(index) as f:
-            names = sorted(set(json.load(f)["weight_map"].values()))
-        files = [os.path.join(path, name) for name in names]
-    else:
-        files = sorted(glob(os.path.join(path, "*.safetensors")))
-    if not files:
-        raise FileNotFoundError(f"{path}: no .safetensors file there; save_pretrained of "
-                                "transformers makes them of other formats")
+    listed = sorted(set(read_json(index).get("weight_map", {}).values()))
+    files = ([os.path.join(path, name) for name in listed]
+             or sorted(glob(os.path.join(path, "*.safetensors"))))
+    check(files, f"{path}: no .safetensors file there; save_pretrained of transformers makes them "
+          "of other formats")
     for file in files:
         if not os.path.isfile(file):
             raise FileNotFoundError(f"{file}: listed in {index}, but missing")
@@ -101,15 +93,13 @@ def check_weights(path, shapes, tied):
         check(not names, f"{where}: the weights don't fit config.json: {kind} {some} "
               f"({len(names)} in all)")
     for name, shape in shapes.items():
-        check(found[name] == shape, f"{path}: {name} has shape {found[name]}, config.json asks for "
-              f"{shape}")
+        check(found[name] == shape,
+              f"{path}: {name} has shape {found[name]}, config.json asks for {shape}")
 
 
 def stop_ids(path, tokenizer):
-    """Ids of the tokens at which vLLM ends a response, and so do transformers' generate() and other
-    samplers that open the folder: {int}."""
-    config = (read_json(os.path.join(path, "generation_config.json"))
-              or read_json(os.path.join(path, "config.json")))
+    """Ids of the tokens at which vLLM, transformers and other samplers end a response: {int}."""
+    config = read_json(f"{path}/generation_config.json") or read_json(f"{path}/config.json")
     ids = config.get("eos_token_id") or []
     return {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])}
 

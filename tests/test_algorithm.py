@@ -16,7 +16,6 @@ import train_apo
 from baselines import grpo, oapl, ppo, rebel
 from estimate_value import optimal_value
 from evaluate import pass_at_k, wilson
-from lib.base_model import byte_tokenizer
 from lib.cli import configure
 from lib.data import fingerprint_prompts, load_prompts
 from lib.distributed import init_process_group
@@ -24,6 +23,7 @@ from lib.files import read_jsonl, write_jsonl
 from lib.samples import PARTS, Response, match_values, read_samples, sample
 from lib.weights import fingerprint
 from model import Qwen2
+from prepare import byte_tokenizer
 
 import pytest
 import torch

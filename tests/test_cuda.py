@@ -7,9 +7,9 @@ import multiprocessing
 import os
 import shutil
 
-from lib.base_model import byte_tokenizer
 from lib.distributed import init_process_group
 from model import Config, Qwen2, make_packing
+from prepare import byte_tokenizer
 
 import pytest
 import torch

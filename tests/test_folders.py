@@ -12,12 +12,12 @@ import lib.weights
 import report
 import train_apo
 from baselines import ppo
-from lib.base_model import byte_tokenizer
 from lib.data import load_prompts
 from lib.files import read_json, write_jsonl
 from lib.tables import results_folder
 from lib.weights import find_model, fingerprint, stop_ids
 from model import Qwen2, open_model
+from prepare import byte_tokenizer
 
 import pytest
 import torch

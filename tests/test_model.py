@@ -6,9 +6,9 @@ import json
 from functools import partial
 
 import model as model_module
-from lib.base_model import byte_tokenizer
 from lib.weights import fingerprint
 from model import Qwen2, TokenLogps, open_model, shard_model
+from prepare import byte_tokenizer
 
 import pytest
 import torch

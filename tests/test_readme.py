@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import lib.cli
-from lib.base_model import byte_tokenizer
+from prepare import byte_tokenizer
 
 import pytest
 from conftest import REAL_DATA, REPO, cpu_only, needs_real_data, random_model, tiny_config

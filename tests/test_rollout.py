@@ -3,8 +3,8 @@
 A real engine in float32 on the CPU, for each shape that the three families have.
 """
 import reward
-from lib.base_model import byte_tokenizer
 from lib.distributed import init_process_group
+from prepare import byte_tokenizer
 
 import pytest
 import torch

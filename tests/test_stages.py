@@ -13,11 +13,11 @@ import evaluate
 import prepare
 import reward
 import train_apo
-from lib.base_model import byte_tokenizer
 from lib.cli import configure
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
 from lib.samples import load_values
+from prepare import byte_tokenizer
 
 import pytest
 import torch
