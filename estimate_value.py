@@ -29,7 +29,8 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
                       task_name, versions)
 from lib.distributed import all_gather, rank, run_stage, set_activity
 from lib.files import atomic_file, lock, write_jsonl
-from lib.samples import PARTS, PROMPT_SETTINGS, describe, read_published, read_samples, sample
+from lib.samples import (PARTS, PROMPT_SETTINGS, describe, push_responses, read_published,
+                         read_samples, sample)
 from lib.weights import fingerprint
 from model import open_model
 
@@ -39,8 +40,9 @@ model = "data/arithmetic/model"  # reference model: a local folder, or a hub nam
 task = "arithmetic"              # a file in tasks/, or a path: my_tasks/chess.py
 out = ""                         # the run's folder, shared with stage 2; empty: out/<task>
 samples_per_prompt = 8           # N
-responses_from = ""              # instead of sampling: a data set as the paper's authors publish
+responses_from = ""              # instead of sampling: a data set in the paper's columns
 keep_rewards = False             # with responses_from: take its rewards; False: grade again
+push_to_hub = ""                 # upload the responses in these columns, to name/of-data-set
 max_prompts = 0                  # use a random subset of this many prompts; 0: all
 max_prompt_tokens = 0            # leave longer prompts out; 0: refuse what exceeds the context
 chat_template = False            # wrap prompts in the model's template, for instruct models
@@ -175,6 +177,8 @@ def main(args):
                   f"{len(differ):,} responses; V* is computed from "
                   f"{'the published ones' if args.keep_rewards else 'those of reward.py'}")
         print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
+        if args.push_to_hub:
+            push_responses(args.push_to_hub, rows, samples)
 
 
 if __name__ == "__main__":

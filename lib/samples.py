@@ -159,6 +159,7 @@ def read_samples(folder, meta):
 # A row per prompt, on the Hugging Face hub as Cornell-AGI/gsm8k_size_qwen2.5_1.5b_eval and others:
 #
 #     prompt                      a list of messages; the first one's "content" is the prompt's text
+#     reward_model                {"ground_truth": the answer, ...}
 #     response_0, response_1 ...  the responses, text
 #     eval_0, eval_1 ...          their rewards
 
@@ -193,3 +194,25 @@ def read_published(source, rows, n, tokenizer, max_response_tokens):
     print(f"{source}: responses to {len(samples) // n:,} of {len(rows):,} prompts; it has "
           f"{len(table):,} prompts")
     return samples
+
+
+def push_responses(name, rows, samples):
+    """Upload responses in these columns to the hub data set `name`. rows: those with all samples;
+    samples: as read_samples() returns them, with "reward"."""
+    import datasets
+    try:
+        datasets.Dataset.from_list(published_rows(rows, samples)).push_to_hub(name)
+    except Exception as e:  # offline, no access: the files of stage 1 are complete
+        print(f"warning: the hub did not take {name} ({type(e).__name__}: "
+              f"{' '.join(str(e).split())[:200]}); the same command tries again")
+
+
+def published_rows(rows, samples):
+    """Responses in the paper's columns, one dictionary per prompt."""
+    table = {row["id"]: {
+        "data_source": row["task"], "prompt": [{"role": "user", "content": row["prompt"]}],
+        "reward_model": {"style": "rule", "ground_truth": row["answer"]}} for row in rows}
+    for (prompt_id, i), s in sorted(samples.items()):
+        if prompt_id in table:
+            table[prompt_id] |= {f"response_{i}": s["text"], f"eval_{i}": s["reward"]}
+    return list(table.values())

@@ -10,7 +10,7 @@ import reward
 from evaluate import measure
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
-from lib.samples import Response, load_values, read_published
+from lib.samples import Response, load_values, published_rows, read_published
 from prepare import byte_tokenizer
 from reward import load_task
 
@@ -333,12 +333,14 @@ def test_the_held_out_tenth(number, held_out, tmp_path):
 @pytest.fixture
 def published(workdir):
     """The base's 256 prompts x 8 samples in the paper's columns, a tenth with another reward."""
-    rng, table = random.Random(0), []
-    for row in read_jsonl("out/arithmetic/responses.jsonl", ()):
-        table.append({"prompt": [{"role": "user", "content": row["prompt"]}]})
-        for i, s in enumerate(row["responses"]):
-            theirs = 1 - s["reward"] if rng.random() < 0.1 else s["reward"]
-            table[-1] |= {f"response_{i}": s["text"], f"eval_{i}": theirs}
+    rows = read_jsonl("out/arithmetic/responses.jsonl", ())
+    samples = {(row["id"], s["sample"]): s for row in rows for s in row["responses"]}
+    rng = random.Random(0)
+    for s in samples.values():
+        if rng.random() < 0.1:
+            s["reward"] = 1 - s["reward"]
+    table = published_rows([{**row, "task": "arithmetic"} for row in rows], samples)
+    assert {"prompt", "reward_model", "response_0", "response_7", "eval_7"} <= set(table[0])
     table.append({**table[0], "prompt": [{"role": "user", "content": "of another data set"}]})
     datasets.Dataset.from_list(table).to_parquet("published.parquet")
     return table
@@ -397,3 +399,11 @@ def test_the_length_of_published_responses(published, workdir):
     for (i, _), s in samples.items():
         assert (s["length"], s["finished"]) == (min(sizes[i], limit), sizes[i] <= limit)
     assert len(samples) == 256 and max(sizes.values()) > limit
+
+
+@pytest.mark.slow
+def test_the_responses_are_uploaded_or_not(workdir):
+    """Without a hub a warning follows, after the files are written."""
+    done = run("estimate_value.py", "--push_to_hub=some/data", "--max_prompts=256", cwd=workdir)
+    assert "warning: the hub did not take some/data (" in done.stdout
+    assert done.stdout.index("wrote out/arithmetic") < done.stdout.index("warning: the hub")
