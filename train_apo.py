@@ -148,11 +148,11 @@ def read_inputs(args, suffix=""):
 
 
 @one_line_errors()
-def start(args, inputs, responses_per_prompt=1, critic=False):
+def start(args, inputs, responses_per_prompt=1, critic=False, reference=True):
     """Find the checkpoint to continue from, plan the memory, and build the engine.
 
     Returns (Run, Engine, Plan, evaluate). Exits if the run is finished, or with one line on a
-    mistake. critic: whether a network of the policy's shape is trained, too.
+    mistake. critic, reference: whether the memory has to hold these networks, too.
     """
     rows = inputs.rows
     check(args.batch_size <= len(rows), f"--batch_size={args.batch_size}: there are {len(rows)} "
@@ -180,7 +180,7 @@ def start(args, inputs, responses_per_prompt=1, critic=False):
         if args.lora_rank:
             shape.add_adapters(args.lora_rank, args.lora_alpha)
     plan = make_plan(shape, largest, LOGPS_CHUNK, args.dtype, args.micro_batch_tokens,
-                     args.checkpoint_activations, args.offload, args.compile, critic)
+                     args.checkpoint_activations, args.offload, args.compile, critic, reference)
     set_activity("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
     engine = Engine(inputs.path, args.dtype, longest, args.gpu_memory_utilization, args.tp)

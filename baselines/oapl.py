@@ -57,7 +57,8 @@ def main(args):
         exit_with_error(f"--group_size={args.group_size}: it must be at least 2")
     inputs = read_inputs(args, suffix="_oapl")
     rows = inputs.rows
-    run, engine, plan, evaluate = start(args, inputs, responses_per_prompt=args.group_size)
+    run, engine, plan, evaluate = start(args, inputs, responses_per_prompt=args.group_size,
+                                        reference=False)
 
     # ---- policy, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,

@@ -1,7 +1,7 @@
 """What the stages share, one job per file. Nothing in here imports a stage.
 
-Every script imports our modules before torch and vLLM (pyproject.toml sets that order), so this is
-the place for what these two read when they are imported. A variable that is already set stays.
+Every script imports our modules before torch and vLLM, so this is the place for what these two read
+when they are imported. A variable that is already set stays.
 """
 import ctypes
 import logging

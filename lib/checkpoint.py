@@ -8,6 +8,7 @@ ranks call these functions together.
 """
 import json
 import logging
+import os
 import shutil
 import time
 from glob import glob
@@ -109,7 +110,8 @@ def cause_of(error):
 
 
 def clean_checkpoints(folder, delete_all):
-    """Before training: delete what a killed run left unfinished; with delete_all, all checkpoints.
+    """Before training: delete what a killed run left unfinished. With delete_all, also all
+    checkpoints and evaluations of an earlier run.
 
     Raises OSError or ValueError if a folder can't be written there, or isn't seen by all machines.
     """
@@ -120,3 +122,5 @@ def clean_checkpoints(folder, delete_all):
         for path in [*glob(f"{folder}/ckpt/*.probe"), *glob(f"{folder}/ckpt/*.tmp"),
                      *(all_checkpoints(folder) if delete_all else [])]:
             shutil.rmtree(path)
+        for path in glob(f"{folder}/eval-{'[0-9]' * 6}.jsonl") if delete_all else []:
+            os.remove(path)

@@ -26,12 +26,13 @@ class Plan(NamedTuple):
 
 
 def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload=False,
-             compile=False, defer_sharding=False, critic=False):
+             compile=False, defer_sharding=False, critic=False, reference=True):
     """({part: bytes} on the device, the same in host memory) at the peak of a training step.
 
     model: a Qwen2, on the meta device, with its adapters if it has some; shards: processes that
     share one copy of it; tokens: in a micro-batch; logps_chunk: tokens whose logits exist at the
-    same time; critic: whether a network of the same shape is trained, too, after the policy.
+    same time; critic: whether a network of the same shape is trained, too, after the policy;
+    reference: whether the policy is compared with the initial model.
     """
     c, b = model.config, torch.finfo(getattr(torch, dtype)).bits // 8  # b: bytes of a number
     all_weights, trained = list(model.parameters()), model.trained_parameters()
@@ -48,7 +49,7 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
     # only its adapters are trained; then the critic needs a copy of its own.
     kept = {"trained weights, gradients and AdamW":
             (1 + critic) * (2 * part(4, trained) + 8 * num_trained / shards),
-            "reference": (1 + (critic and lora)) * part(b, all_weights)}
+            "reference": ((reference or lora) + (critic and lora)) * part(b, all_weights)}
     on_device, on_host = ({}, kept) if offload else (kept, {})
     # FSDP gathers the root (embeddings, head) and two layers: weights and gradients, and these once
     # more in float32 on their way to be reduced.
@@ -56,24 +57,24 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
     on_device["gathered"] = (b if lora else 2 * b + 4) * (root + 2 * layer)
     if defer_sharding:  # whole weights and gradients; the sharded gradients above don't exist then
         on_device["whole"] = round(b * n if lora else (b + 4 - (0 if offload else 4 / shards)) * n)
-    # Backward needs of a layer, per token: two norms, each its input in float32 and its output; q,
-    # k, v and the attention's output; the MLP's gate before and after silu, up, and their product,
-    # one of which is computed again if the layer is compiled.
+    # For its backward pass a layer keeps, per token: of two norms the input in float32 and the
+    # output; q, k, v and the attention's output; the MLP's gate before and after silu, up, and
+    # their product. A compiled layer computes one of the last four again.
     per_layer = tokens * (2 * (4 + b) * c.hidden_size + (3 if compile else 4) * b
                           * c.intermediate_size + 2 * b * c.head_dim
                           * (c.num_attention_heads + c.num_key_value_heads))
     inputs = tokens * c.num_hidden_layers * b * c.hidden_size
     on_device["activations"] = (per_layer + inputs if recompute
                                 else per_layer * c.num_hidden_layers)
-    # Of one chunk: logits and their gradient, three times in float32 unless they are fused, and its
-    # part of the head's gradient.
+    # A chunk has its logits and their gradient, three float32 copies of them unless they are fused,
+    # and its part of the head's gradient.
     chunk = min(tokens, logps_chunk) * (2 * b + (0 if compile else 3 * 4))
     on_device["logits"] = c.vocab_size * (chunk + c.hidden_size * (4 if cuda else b))
     return on_device, on_host
 
 
 def make_plan(model, largest, logps_chunk, dtype, micro_batch_tokens, recompute, offload, compile,
-              critic=False):
+              critic=False, reference=True):
     """The Plan of a training run, printed with the memory that it takes.
 
     model: a Qwen2, on the meta device; largest: tokens that a process can have in a mini-batch;
@@ -82,7 +83,7 @@ def make_plan(model, largest, logps_chunk, dtype, micro_batch_tokens, recompute,
     """
     def needs(tokens, recompute, defer_sharding=False):
         return estimate(model, world_size, min(tokens, largest), dtype, logps_chunk, recompute,
-                        offload, compile, defer_sharding, critic)
+                        offload, compile, defer_sharding, critic, reference)
 
     def fits(*choice):
         # A tenth is for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.
@@ -113,7 +114,7 @@ def in_words(parts):
     """{part: bytes} as text."""
     def gb(size):
         return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-    return f"{gb(sum(parts.values()))} ({', '.join(f'{k} {gb(v)}' for k, v in parts.items())})"
+    return f"{gb(sum(parts.values()))} ({', '.join(f'{k} {gb(v)}' for k, v in parts.items() if v)})"
 
 
 def gpu_memory():
