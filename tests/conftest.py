@@ -16,6 +16,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,14 +26,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 # For the processes that tests start in other folders.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
 
-from model import Config, Qwen2  # noqa: E402
+import estimate_value
+import reward
+import train_apo
+from lib.cli import configure
+from lib.data import fingerprint_prompts, load_prompts
+from lib.distributed import init_process_group
+from lib.files import write_jsonl
+from lib.samples import PROMPT_SETTINGS, Response
+from lib.weights import fingerprint
+from model import Config, Qwen2
+from prepare import byte_tokenizer
 
-import torch  # noqa: E402
+import torch
 
 # GSM8K, MATH, the benchmarks and the Qwen2.5 tokenizer, where they are at hand.
 REAL_DATA = REPO.parent / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no {REAL_DATA}")
 cpu_only = pytest.mark.skipif(torch.cuda.is_available(), reason="exact on the CPU only")
+
+MODEL, OUT = "data/arithmetic/model", "out/arithmetic"  # those of the stages
 
 
 def command(script, *args, processes=0):
@@ -99,26 +112,6 @@ def what_counts(out):
             for m in metrics_of(out)]
 
 
-def assert_same_training(a, b, rel=2e-5):
-    """The same samples in both runs, and all else within rounding."""
-    for m, n in zip(metrics_of(a), metrics_of(b), strict=True):
-        assert m["tokens"] == n["tokens"] and set(m) == set(n)
-        for key in ("loss", "kl", "grad_norm", "entropy", "reward"):
-            assert m[key] == pytest.approx(n[key], rel=rel, abs=rel / 10), (m["step"], key)
-        for key in ("accuracy", "accuracy_sampled"):
-            assert m.get(key) == n.get(key), m["step"]
-
-
-def assert_same_evaluation(a, b):
-    """Of the base model in both folders, but for the rounding of the KL: the micro-batches
-    differ."""
-    a, b = (json.loads((folder / "data/arithmetic/model/eval.json").read_text())["arithmetic"]
-            for folder in (a, b))
-    kl = [(results.pop("kl_per_response")["value"], results.pop("kl_per_token"))
-          for results in (a, b)]
-    assert kl[0] == pytest.approx(kl[1], rel=1e-3) and a == b
-
-
 def tiny_config(**changes):
     sizes = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
@@ -166,6 +159,125 @@ def logp_errors(engine, model, prompts, max_tokens, temperature=1.0):
         logps = model.token_logps(ids, cu, temperature).detach()[len(p):].cpu()
         errors.append((logps - torch.tensor(r.logps)).abs())
     return torch.cat(errors)
+
+
+# ---- stages in this process, with a random model -------------------------------------------------
+
+
+
+def arguments(stage, *presets, **constants):
+    """The constants of a stage, as its own command line would set them."""
+    base = {"base": train_apo.__file__, "without": ("beta2", "filter_incorrect")}
+    options = [f"--{name}={value}" for name, value in constants.items()]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sys, "argv", ["x", *map(str, presets), *options])
+        return configure(stage.__file__, **base if "baselines" in stage.__name__ else {})
+
+
+def error(stage, **constants):
+    """The one line with which a stage stops before its work has begun."""
+    with pytest.raises(SystemExit) as e:
+        stage.main(arguments(stage, **constants))
+    assert isinstance(e.value.code, str) and e.value.code.startswith("error: ")
+    assert "\n" not in e.value.code
+    return e.value.code
+
+
+def save_values(folder, ids, rewards, v_star, meta):
+    os.makedirs(folder, exist_ok=True)
+    torch.save({"ids": ids, "rewards": rewards, "lengths": rewards.int(), "finished": rewards > 0,
+                "v_star": torch.tensor(v_star), "meta": meta}, os.path.join(folder, "values.pt"))
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A fresh current folder with 16 training and 8 test prompts, a random model with a context of
+    1,024 tokens, and a finished stage 1 with V* of 0, 0.1, 0.2 ..."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = byte_tokenizer()
+    random_model(tiny_config(vocab_size=len(tokenizer))).save_pretrained(MODEL)
+    tokenizer.save_pretrained(MODEL)
+    for split, first, second, number in (("train", 10, 20, 16), ("test", 50, 60, 8)):
+        write_jsonl(f"data/arithmetic/{split}.jsonl", [
+            {"id": f"{split}/{i}", "task": "arithmetic", "prompt": f"{first + i}+{second}=?\n",
+             "answer": str(first + i + second)} for i in range(number)])
+    rows = load_prompts("arithmetic", "train", tokenizer, 0, 100, 12)
+    constants = vars(arguments(estimate_value))
+    meta = {"model": fingerprint(MODEL), "prompts": fingerprint_prompts(rows),
+            "reward": reward.fingerprint(rows),
+            **{name: constants[name] for name in ("temperature", "max_response_tokens", "dtype",
+                                                  "seed", *PROMPT_SETTINGS)}}
+    shuffled = [*range(8, 16), *range(8)]
+    save_values(OUT, [rows[i]["id"] for i in shuffled], torch.ones(16, 2),
+                [0.1 * i for i in shuffled], meta)
+    write_jsonl(f"{OUT}/responses.jsonl", [{"id": row["id"], "responses": []} for row in rows])
+    return tmp_path
+
+
+class FakeEngine:
+    """Random responses with right and wrong answers, and their log-probabilities under the weights
+    of the last sync, which are `off` for every second response."""
+    memory, off = 0, 0.1
+
+    def __init__(self, path, *_):
+        self.model, self.batches, FakeEngine.latest = Qwen2.from_pretrained(path), [], self
+
+    def sync(self, weights):
+        self.model.load_state_dict(dict(weights))
+
+    def sleep(self):
+        pass
+
+    def generate(self, prompts, seeds, max_tokens, temperature=1.0, logps=False):
+        responses = []
+        assert len(set(seeds)) == len(seeds)
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            g = torch.Generator().manual_seed(seed)
+            length = torch.randint(1, max_tokens + 1, (1,), generator=g).item()
+            tokens = torch.randint(257, (length,), generator=g).tolist()
+            with torch.no_grad():
+                logp = plain_logps(self.model, prompt, tokens)[0] + self.off * (seed % 2)
+            responses.append(Response(tokens, f"#### {sum(summands(prompt)) + seed % 2}",
+                                      length % 3 == 0, logp.tolist()))
+        if logps:
+            self.batches.append([*zip(prompts, responses, strict=True)])
+        return responses
+
+
+def summands(prompt):
+    """(10, 20) of the tokens of "10+20=?\n", which are its bytes."""
+    return tuple(map(int, bytes(prompt).decode().removesuffix("=?\n").split("+")))
+
+
+def plain_logps(model, prompt, tokens):
+    """Of each response token at temperature 0.7, and the entropy of its distribution."""
+    ids = torch.tensor(prompt + tokens)
+    z = model.logits(ids, torch.tensor([0, len(ids)], dtype=torch.int32))[len(prompt) - 1:-1]
+    lp = torch.log_softmax(z / 0.7, -1)
+    return lp[range(len(tokens)), tokens], -(lp.exp() * lp).sum(-1)
+
+
+@pytest.fixture
+def train(small, monkeypatch):
+    """train(stage, **constants) -> its FakeEngine: a run of two steps of two updates with four
+    responses each, in the folder of `small`."""
+    settings = dict(out=OUT, max_steps=2, lr=1e-3, weight_decay=0.1, grad_clip=0.5,
+                    entropy_coef=0.2, temperature=0.7, save_every=1, eval_every=9, batch_size=8,
+                    mini_batch_size=4, max_response_tokens=12, micro_batch_tokens=30,
+                    logp_tolerance=1)
+    values = torch.load(f"{OUT}/values.pt")
+    values["meta"] |= {name: settings[name] for name in ("temperature", "max_response_tokens")}
+    torch.save(values, f"{OUT}/values.pt")
+
+    def train(stage, **constants):
+        stage.main(arguments(stage, **settings | constants))
+        return FakeEngine.latest
+
+    monkeypatch.setitem(sys.modules, "rollout", SimpleNamespace(Engine=FakeEngine))
+    monkeypatch.setitem(sys.modules, "report", SimpleNamespace(write_report=str))  # takes a second
+    init_process_group()
+    yield train
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -28,9 +28,9 @@ APO = ("train_apo.py", *SMALL, "--max_steps=6")
 
 
 def torchrun(script, *args, processes=2, cwd):
-    """Start a stage, in a session of its own, with its output in one pipe."""
+    """Start a stage, in a session of its own, with its output in one pipe, which holds a MB."""
     return subprocess.Popen(command(script, *args, processes=processes), cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pipesize=1 << 20,
                             start_new_session=True, env=environment(args))
 
 

@@ -3,42 +3,28 @@ training, stage 1's bookkeeping, and the statistics of an evaluation. Nothing he
 """
 import math
 import os
+import re
 import statistics
-import sys
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
-import estimate_value
 import evaluate
 import lib.run
-import reward
 import train_apo
 from baselines import grpo, oapl, ppo, rebel
 from estimate_value import optimal_value
 from evaluate import pass_at_k, wilson
-from lib.cli import configure
-from lib.data import fingerprint_prompts, load_prompts
-from lib.distributed import init_process_group
 from lib.files import read_jsonl, write_jsonl
-from lib.samples import PARTS, Response, match_values, read_samples, sample
-from lib.weights import fingerprint
+from lib.samples import Response, match_values, read_samples
 from model import Qwen2
-from prepare import byte_tokenizer
 
 import pytest
 import torch
-from conftest import cpu_only, metrics_of, random_model, tiny_config, what_counts
+from conftest import (MODEL, OUT, FakeEngine, arguments, cpu_only, metrics_of, plain_logps,
+                      save_values, summands, what_counts)
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.utils._pytree import tree_leaves
-
-
-def arguments(stage, *presets, **constants):
-    """The constants of a stage, as its own command line would set them."""
-    base = {"base": train_apo.__file__, "without": ("beta2", "filter_incorrect")}
-    options = [f"--{name}={value}" for name, value in constants.items()]
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(sys, "argv", ["x", *map(str, presets), *options])
-        return configure(stage.__file__, **base if "baselines" in stage.__name__ else {})
 
 
 # ---- V* and the losses ---------------------------------------------------------------------------
@@ -116,90 +102,6 @@ def test_losses_and_gradients(loss, by_hand, constants, tensors, flat):
 
 # ---- whole steps of training ---------------------------------------------------------------------
 
-class FakeEngine:
-    """Random responses with right and wrong answers, and their log-probabilities under the weights
-    of the last sync, which are 0.1 off for every second response."""
-    memory = 0
-
-    def __init__(self, path, *_):
-        self.model, self.batches, FakeEngine.latest = Qwen2.from_pretrained(path), [], self
-
-    def sync(self, weights):
-        self.model.load_state_dict(dict(weights))
-
-    def sleep(self):
-        pass
-
-    def generate(self, prompts, seeds, max_tokens, temperature=1.0, logps=False):
-        responses = []
-        assert len(set(seeds)) == len(seeds)
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            g = torch.Generator().manual_seed(seed)
-            length = torch.randint(1, max_tokens + 1, (1,), generator=g).item()
-            tokens = torch.randint(257, (length,), generator=g).tolist()
-            with torch.no_grad():
-                logp = plain_logps(self.model, prompt, tokens)[0] + 0.1 * (seed % 2)
-            responses.append(Response(tokens, f"#### {sum(summands(prompt)) + seed % 2}",
-                                      length % 3 == 0, logp.tolist()))
-        if logps:
-            self.batches.append([*zip(prompts, responses, strict=True)])
-        return responses
-
-
-def summands(prompt):
-    """(10, 20) of the tokens of "10+20=?\n", which are its bytes."""
-    return tuple(map(int, bytes(prompt).decode().removesuffix("=?\n").split("+")))
-
-
-def plain_logps(model, prompt, tokens):
-    """Of each response token at temperature 0.7, and the entropy of its distribution."""
-    ids = torch.tensor(prompt + tokens)
-    z = model.logits(ids, torch.tensor([0, len(ids)], dtype=torch.int32))[len(prompt) - 1:-1]
-    lp = torch.log_softmax(z / 0.7, -1)
-    return lp[range(len(tokens)), tokens], -(lp.exp() * lp).sum(-1)
-
-
-SETTINGS = dict(model="model", out="out", max_steps=2, lr=1e-3, weight_decay=0.1, grad_clip=0.5,
-                entropy_coef=0.2, temperature=0.7, save_every=1, eval_every=9,
-                max_response_tokens=12, micro_batch_tokens=30, logp_tolerance=1)
-
-
-@pytest.fixture
-def train(tmp_path, monkeypatch):
-    """train(stage, **constants) -> its FakeEngine: a run of two steps of two updates with four
-    responses each, in the current folder, with data, a random model and a values.pt."""
-    monkeypatch.chdir(tmp_path)
-    tokenizer = byte_tokenizer()
-    random_model(tiny_config(vocab_size=len(tokenizer))).save_pretrained("model")
-    tokenizer.save_pretrained("model")
-    for split, first, second, number in (("train", 10, 20, 16), ("test", 50, 60, 8)):
-        write_jsonl(f"data/arithmetic/{split}.jsonl", [
-            {"id": f"{split}/{i}", "task": "arithmetic", "prompt": f"{first + i}+{second}=?\n",
-             "answer": str(first + i + second)} for i in range(number)])
-    rows = load_prompts("arithmetic", "train", tokenizer, 0, 100, 12)
-    meta = {"model": fingerprint("model"), "prompts": fingerprint_prompts(rows),
-            "reward": reward.fingerprint(rows), "temperature": 0.7, "max_response_tokens": 12}
-    shuffled = [*range(8, 16), *range(8)]
-    save_values("out", [rows[i]["id"] for i in shuffled], torch.ones(16, 2),
-                [0.1 * i for i in shuffled], meta)
-
-    def train(stage, **constants):
-        stage.main(arguments(stage, **SETTINGS | constants))
-        return FakeEngine.latest
-
-    monkeypatch.setitem(sys.modules, "rollout", SimpleNamespace(Engine=FakeEngine))
-    monkeypatch.setitem(sys.modules, "report", SimpleNamespace(write_report=str))  # takes a second
-    init_process_group()
-    yield train
-    torch.distributed.destroy_process_group()
-
-
-def save_values(folder, ids, rewards, v_star, meta):
-    os.makedirs(folder, exist_ok=True)
-    torch.save({"ids": ids, "rewards": rewards, "lengths": rewards.int(), "finished": rewards > 0,
-                "v_star": torch.tensor(v_star), "meta": meta}, os.path.join(folder, "values.pt"))
-
-
 def tokens_of(ys, *names):
     """Attributes of all responses ys, end to end."""
     return [torch.cat([getattr(y, name) for y in ys]) for name in names]
@@ -246,7 +148,7 @@ class CriticByHand:
     """PPO's second network: a trunk as the policy's, and a linear head that starts at 0."""
 
     def __init__(self):
-        self.trunk = Qwen2.from_pretrained("model")
+        self.trunk = Qwen2.from_pretrained(MODEL)
         self.head = torch.zeros(self.trunk.config.hidden_size, requires_grad=True)
         self.parameters = [*self.trunk.parameters(), self.head]
 
@@ -275,7 +177,7 @@ class CriticByHand:
 
 def train_by_hand(loss_of, batches, critic):
     """(trained model, metrics), one sequence at a time."""
-    policy, reference = (Qwen2.from_pretrained("model") for _ in range(2))
+    policy, reference = (Qwen2.from_pretrained(MODEL) for _ in range(2))
     networks = [[*policy.parameters()], critic.parameters if critic else []]
     optimizer = torch.optim.AdamW([{"params": parameters} for parameters in networks],
                                   betas=(0.9, 0.999), weight_decay=0.1)
@@ -316,14 +218,14 @@ def train_by_hand(loss_of, batches, critic):
 
 
 STAGES = {
-    "apo": (train_apo, apo_update, dict(batch_size=8, mini_batch_size=4, beta2=0.1)),
+    "apo": (train_apo, apo_update, dict(beta2=0.1)),
     "rebel": (rebel, rebel_update, dict(batch_size=4, mini_batch_size=2, eta=4.0, kl_coef=0.3)),
     "grpo": (grpo, grpo_update, dict(batch_size=4, mini_batch_size=2, group_size=2, clip_ratio=0.1,
                                      kl_coef=0.3)),
     "oapl": (oapl, oapl_update, dict(batch_size=4, mini_batch_size=2, group_size=2, beta1=0.25,
                                      beta2=0.1, drop_equal=True)),
-    "ppo": (ppo, ppo_update, dict(batch_size=8, mini_batch_size=4, clip_ratio=0.1, clip_value=0.1,
-                                  kl_coef=0.3, gamma=0.9, gae_lambda=0.8, critic_lr=2e-3))}
+    "ppo": (ppo, ppo_update, dict(clip_ratio=0.1, clip_value=0.1, kl_coef=0.3, gamma=0.9,
+                                  gae_lambda=0.8, critic_lr=2e-3))}
 
 
 @cpu_only
@@ -336,10 +238,10 @@ def test_training_is_what_its_formulas_say(name, train):
     engine = train(stage, **constants)
     expected, metrics = train_by_hand(loss_of, engine.batches,
                                       CriticByHand() if name == "ppo" else None)
-    for ours, plain in zip(metrics_of("out"), metrics, strict=True):
+    for ours, plain in zip(metrics_of(OUT), metrics, strict=True):
         assert {key: ours[key] for key in plain} == pytest.approx(plain, rel=1e-4, abs=1e-6)
     before, after = (dict(Qwen2.from_pretrained(path).named_parameters())
-                     for path in ("model", "out/model"))
+                     for path in (MODEL, f"{OUT}/model"))
     for key, p in expected.named_parameters():
         # Of near-zero gradients AdamW keeps little more than the sign: hence not entry by entry.
         assert (after[key] - p).norm() < 0.005 * (p - before[key]).norm(), key
@@ -357,9 +259,9 @@ def test_a_run_continues_bit_for_bit(name, train):
     papers' lr of 1e-6 would hardly move them."""
     def run(max_steps, **more):
         train(stage, **(constants | more), max_steps=max_steps)
-        dcp_to_torch_save(f"out/ckpt/step-{max_steps:06d}", "whole.pt")
+        dcp_to_torch_save(f"{OUT}/ckpt/step-{max_steps:06d}", "whole.pt")
         leaves = tree_leaves(torch.load("whole.pt", weights_only=False))
-        return what_counts("out"), [x for x in leaves if isinstance(x, torch.Tensor)]
+        return what_counts(OUT), [x for x in leaves if isinstance(x, torch.Tensor)]
 
     stage, _, constants = STAGES[name]
     constants = constants | dict(dtype="bfloat16", lr_decay=False, eval_every=2)
@@ -372,13 +274,64 @@ def test_a_run_continues_bit_for_bit(name, train):
 
 
 @cpu_only
+def test_what_a_run_may_change_and_what_it_may_not(train, capsys):
+    """Other micro-batches and recomputed activations change rounding only. A finished run says what
+    is possible: with a decaying learning rate there are no more steps. With another learning rate
+    or other values its folder is refused, by the name of what differs. Accuracy during training is
+    that of the test rows. A batch may be all 16 prompts."""
+    constants = dict(max_steps=4, batch_size=16, mini_batch_size=8)
+    train(train_apo, save_every=0, **constants)
+    assert os.listdir(f"{OUT}/ckpt") == []
+    whole, test = metrics_of(OUT), Path("data/arithmetic/test.jsonl")
+    test.write_text(re.sub(r'"answer": "\d+"', '"answer": "-1"', test.read_text()))
+    train(train_apo, save_every=3, micro_batch_tokens=100, checkpoint_activations=True, **constants)
+    again = metrics_of(OUT)
+    for a, b in zip(whole, again, strict=True):
+        for key in ("loss", "kl", "reward", "grad_norm", "entropy"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6), key
+    names = ("accuracy_start", "accuracy_start_sampled", "accuracy", "accuracy_sampled")
+    assert any(m.get(name) for m in whole for name in names)
+    assert {m[name] for m in again for name in names if name in m} == {0} and {
+        *names} <= again[0].keys() | again[-1].keys()
+    assert sorted(os.listdir(f"{OUT}/ckpt")) == ["step-000003", "step-000004"]
+
+    with pytest.raises(SystemExit, match="lr = 0.001, this run has 1e-05"):
+        train(train_apo, lr=1e-5, **constants)
+    with pytest.raises(SystemExit):
+        train(train_apo, **constants)
+    assert (f"{OUT} is trained: 4 steps; start anew with --resume=False or another --out"
+            in capsys.readouterr().out and again == metrics_of(OUT))
+    values = torch.load(f"{OUT}/values.pt")
+    torch.save(values | {"v_star": values["v_star"] + 0.1}, f"{OUT}/values.pt")
+    with pytest.raises(SystemExit, match="with fingerprint of values = "):
+        train(train_apo, **constants)
+    train(train_apo, lr_decay=False, resume=False)
+    with pytest.raises(SystemExit):
+        train(train_apo, lr_decay=False)
+    assert "2 steps; raise --max_steps to continue, or start anew" in capsys.readouterr().out
+    os.remove(f"{OUT}/metrics.jsonl")
+    with pytest.raises(SystemExit, match="metrics.jsonl is missing, but .*/step-000002 continues"):
+        train(train_apo, lr_decay=False)
+
+
+@cpu_only
+def test_stale_weights_stop_the_run(train, monkeypatch):
+    """A sampler that did not take the new weights raises no error by itself. Training must stop
+    before it updates the weights."""
+    monkeypatch.setattr(FakeEngine, "off", 0.0)
+    monkeypatch.setattr(FakeEngine, "sync", lambda engine, weights: list(weights))
+    with pytest.raises(SystemExit, match="error: step 1: vLLM's log-probabilities differ"):
+        train(train_apo, logp_tolerance=0)
+    assert [m["step"] for m in metrics_of(OUT)] == [0]
+
+
+@cpu_only
 @pytest.mark.slow
 def test_weights_and_biases(train, monkeypatch, capsys):
     """Every step is logged, to one run also when it continues; --resume=False begins another one.
     An error of wandb is one warning, and the run goes on. A missing package is named."""
     import wandb
-    constants = dict(batch_size=16, mini_batch_size=16,  # a batch may be all prompts
-                     lr_decay=False, wandb="some-project")
+    constants = dict(lr_decay=False, wandb="some-project")
     logged, log = [], wandb.Run.log
 
     def spy(run, metrics, step):
@@ -391,9 +344,9 @@ def test_weights_and_biases(train, monkeypatch, capsys):
     monkeypatch.setattr(wandb.Run, "log", spy)
     for max_steps in (2, 4):
         train(train_apo, **constants, max_steps=max_steps)
-    assert [m for _, _, m in logged] == metrics_of("out") and "accuracy" in logged[-1][2]
+    assert [m for _, _, m in logged] == metrics_of(OUT) and "accuracy" in logged[-1][2]
     train(train_apo, **constants, max_steps=3, resume=False)
-    assert [step for _, step, _ in logged] == [0, 1, 2, 3, 0, 1] and len(metrics_of("out")) == 3
+    assert [step for _, step, _ in logged] == [0, 1, 2, 3, 0, 1] and len(metrics_of(OUT)) == 3
     assert [i == logged[0][0] for i, _, _ in logged] == [True] * 4 + [False] * 2
     assert capsys.readouterr().out.count("W&B is switched off (OSError: No space left on dev") == 1
     monkeypatch.setattr(lib.run, "find_spec", lambda name: None)
@@ -424,38 +377,6 @@ def test_samples_with_other_settings_are_not_mixed(key, finished, tmp_path):
     assert read_samples(tmp_path, META | {"reward": "new", "beta1": 0.1}) == {("a", 0): response}
     with pytest.raises(ValueError, match=f"was sampled with {key} = "):
         read_samples(tmp_path, META | {key: "another"})
-
-
-def test_stage_1_from_samples_to_v_star(tmp_path):
-    """A truncated response earns nothing on MATH, whatever it says; each prompt gets its own V*;
-    and a new reward grades all samples anew, those of a finished stage 1, too."""
-    class Engine:
-        engine_index, num_engines, tp_rank = 0, 1, 0
-
-        share = list
-
-        def stream(prompts, seeds, *_):
-            assert seeds == list(range(len(prompts)))
-            for k in reversed(range(len(prompts))):  # responses finish in any order
-                yield k, Response([1] * (k + 1), rf"\boxed{{{prompts[k][0]}}}", k % 2 == 1)
-
-    rows = [{"id": i, "task": "math", "prompt": "p", "answer": "5", "tokens": [t]}
-            for i, t in (("b", 5), ("c", 6), ("a", 5))]
-    todo = [(r, i, 2 * k + i) for k, r in enumerate(rows) for i in (0, 1)]
-    assert sample(Engine, todo, str(tmp_path / PARTS), META, 32, 1.0)[1] == 1 + 2 + 3 + 4 + 5 + 6
-    args = SimpleNamespace(samples_per_prompt=2, keep_rewards=False, beta1=0.5)
-    v = 0.5 * math.log((math.e ** 2 + 1) / 2)
-    for answer, rewards in (("5", [[1, 0], [0, 0], [1, 0]]), ("6", [[0, 0], [1, 0], [0, 0]])):
-        now = [{**r, "answer": answer} for r in rows]
-        values, _ = estimate_value.finish(args, tmp_path, now, now, read_samples(tmp_path, META),
-                                          META)
-        assert values["finished"].tolist() == [[True, False]] * 3
-        assert values["lengths"].tolist() == [[1, 2], [3, 4], [5, 6]]
-        assert values["rewards"].tolist() == rewards
-        assert values["v_star"].tolist() == pytest.approx([v * right for right, _ in rewards])
-        kept = read_jsonl(tmp_path / "responses.jsonl", ())
-        assert [[s["reward"] for s in r["responses"]] for r in kept] == rewards
-        assert sorted(os.listdir(tmp_path)) == ["responses.jsonl", "values.pt"]
 
 
 def test_v_star_reaches_its_prompt(tmp_path):
@@ -526,15 +447,15 @@ def test_intervals_count_prompts_not_samples(k, tmp_path):
                                       "tokens": 5}]
 
 
-def test_held_out_prompts_do_not_depend_on_the_seed(train):
+def test_held_out_prompts_do_not_depend_on_the_seed(small):
     """Runs of several seeds are measured on the same prompts. Greedy responses serve all seeds and
     temperatures, samples do not."""
     chosen, greedy, samples = set(), set(), set()
     for changes in ({}, {"seed": 1}, {"temperature": 0.5}):
-        of_run = arguments(train_apo, **SETTINGS | {"eval_prompts": 4} | changes)
         of_evaluation = arguments(evaluate, max_prompts=4, **changes)
-        [job] = evaluate.make_jobs(of_evaluation, "model", ["arithmetic"])[0]
-        for rows in (train_apo.read_inputs(of_run).test, job.rows):
+        [job] = evaluate.make_jobs(of_evaluation, MODEL, ["arithmetic"])[0]
+        of_run = train_apo.read_inputs(arguments(train_apo, eval_prompts=4, **changes))
+        for rows in (of_run.test, job.rows):
             chosen.add(tuple(row["id"] for row in rows))
         greedy.add(str(job.settings["greedy"]))
         samples.add(str(job.settings["samples"]))

@@ -83,7 +83,12 @@ def transformers_model(config, folder):
 def test_a_published_model(name, tmp_path):
     """Names, shapes and their number at the true size; logits and every gradient at a small one,
     packed through ours and one by one through theirs; and what we save, transformers opens as the
-    same model."""
+    same model. RoPE's base is on the top level of a published config.json, in rope_parameters where
+    transformers 5 has written it, and by default what transformers takes."""
+    config = published(name)
+    assert Config.from_dict(config).rope_theta == config.pop("rope_theta")
+    default = AutoConfig.for_model(**config).rope_parameters["rope_theta"]
+    assert Config.from_dict(config).rope_theta == default
     with torch.device("meta"):
         ours = Qwen2(Config.from_dict(published(name)))
         theirs = transformers_model(published(name), tmp_path)

@@ -7,13 +7,11 @@ from functools import partial
 
 import model as model_module
 from lib.weights import fingerprint
-from model import Qwen2, TokenLogps, open_model, shard_model
-from prepare import byte_tokenizer
+from model import Qwen2, TokenLogps, shard_model
 
 import pytest
 import torch
 from conftest import by_definition, cpu_only, packed, random_model, tiny_config
-from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -206,65 +204,3 @@ def test_saved_in_several_files(tied, dtype, tmp_path, monkeypatch):
     first.unlink()
     with pytest.raises(FileNotFoundError, match=first.name):
         Qwen2.from_pretrained(tmp_path)
-
-
-def test_opens_what_transformers_saves(tmp_path):
-    """transformers 5 has rope_theta in rope_parameters, the published config.json files on the top
-    level. Where there is none, transformers' default must be ours, too."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
-        tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 77.0},
-    )).save_pretrained(tmp_path)
-    ids, cu = packed([40], 99)
-    file = tmp_path / "config.json"
-    config = json.loads(file.read_text())
-    for changes, theta in (({}, 77), ({"rope_parameters": None}, 10000),
-                           ({"rope_parameters": None, "rope_theta": 55}, 55)):
-        file.write_text(json.dumps(config | changes))
-        ours = Qwen2.from_pretrained(tmp_path)
-        theirs = Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-        assert ours.config.rope_theta == theta
-        torch.testing.assert_close(ours.logits(ids, cu), theirs(ids[None]).logits[0], atol=1e-4,
-                                   rtol=1e-4)
-
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-NORM, DOWN = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
-
-
-@pytest.mark.parametrize("change, message", [
-    (lambda w: w.pop(NORM), f"missing: {NORM}"),
-    (lambda w: w.pop(DOWN), f"missing: {DOWN} (1 in all)"),
-    (lambda w: w.update({"model.extra": torch.ones(2)}), "not in the model: model.extra"),
-    (lambda w: w.update({NORM: torch.ones(3)}), f"{NORM} has shape [3]"),
-    (lambda w: w.update({HEAD: w[EMBEDDING] + 1}), f"{HEAD} differs from {EMBEDDING}"),
-    (lambda w: w.update({HEAD: w[EMBEDDING].clone()}), None),
-    (None, "model.safetensors: not a whole safetensors file")])
-def test_weights_that_do_not_fit_are_refused(change, message, tmp_path):
-    """A tied matrix that is stored twice does fit; a file without its end does not."""
-    m, file = random_model(tiny_config()), tmp_path / "model.safetensors"
-    m.save_pretrained(tmp_path)
-    if change:
-        weights = load_file(file)
-        change(weights)
-        save_file(weights, file, metadata={"format": "pt"})
-    else:
-        file.write_bytes(file.read_bytes()[:-1])
-    if not message:
-        return assert_equal_weights(m, Qwen2.from_pretrained(tmp_path))
-    with pytest.raises(ValueError) as e:
-        Qwen2.from_pretrained(tmp_path)
-    assert message in str(e.value) and str(tmp_path) in str(e.value)
-
-
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
-    """One that is exactly as large is accepted."""
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    random_model(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
-    assert open_model(tmp_path)[1].vocab_size == len(tokenizer)
-    random_model(tiny_config(vocab_size=len(tokenizer) - 1)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="don't belong together"):
-        open_model(tmp_path)

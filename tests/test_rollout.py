@@ -89,6 +89,7 @@ def test_a_sync_that_does_not_arrive_is_noticed(setting, monkeypatch):
             model.get_parameter(name).copy_(before)
 
 
+@pytest.mark.parametrize("setting", ["tied"], indirect=True)
 def test_samples(setting):
     """The same seed gives the same response, alone, in a batch and in any order; others differ.
     EOS is among the tokens and not in the text; without it a response is truncated, and MATH gives

@@ -7,9 +7,9 @@ step from the weights that the first step by hand left: on a CPU a seed decides 
 """
 import json
 import math
+import multiprocessing
 import re
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from hashlib import blake2b
 from types import SimpleNamespace
 
@@ -32,32 +32,24 @@ TWO = {"max_steps": 2, "batch_size": 24, "mini_batch_size": 6, "beta2": 0.1, "lr
        "micro_batch_tokens": 80, "eval_every": 9, "eval_prompts": 4, "save_every": 0}
 S = SimpleNamespace(**BOTH, **ONE, **TWO)
 
-SAMPLER = """
-import json, os, sys
-os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1",
-                  VLLM_CPU_OMP_THREADS_BIND="nobind")
-from vllm import LLM, SamplingParams
-model, prompts, settings = json.load(sys.stdin)
-llm = LLM(model, dtype="float32", max_model_len=64, enforce_eager=True, generation_config="vllm",
-          enable_chunked_prefill=False, max_num_batched_tokens=8192)
-done = llm.generate([{"prompt_token_ids": p} for p in prompts],
-                    [SamplingParams(n=1, **s) for s in settings])
-json.dump([list(request.outputs[0].token_ids) for request in done], open(sys.argv[1], "w"))
-"""
+def sample(model, prompts, settings):
+    """A response's tokens for each of the prompts. One vLLM in a process: this runs in its own."""
+    from vllm import LLM, SamplingParams
+    llm = LLM(model, dtype="float32", max_model_len=64, enforce_eager=True,
+              generation_config="vllm", enable_chunked_prefill=False, max_num_batched_tokens=8192)
+    done = llm.generate([{"prompt_token_ids": p} for p in prompts],
+                        [SamplingParams(n=1, **s) for s in settings])
+    return [list(request.outputs[0].token_ids) for request in done]
 
 
-def draw(folder, model, tokenizer, rows, *keys):
-    """A response to each of the data rows, from vLLM in a process of its own. A seed is 63 bits
-    that depend on what the response is for, keys[i] of row i, and on nothing else."""
+def draw(pool, model, tokenizer, rows, *keys):
+    """A response to each of the data rows, from vLLM. A seed is 63 bits that depend on what the
+    response is for, keys[i] of row i, and on nothing else."""
     prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
     digests = [blake2b(repr((S.seed, *key)).encode(), digest_size=8).digest() for key in keys]
-    asked = json.dumps([str(model), prompts, [
+    drawn = pool.submit(sample, str(model), prompts, [
         {"temperature": S.temperature, "max_tokens": S.max_response_tokens,
-         "seed": int.from_bytes(digest, "big") >> 1} for digest in digests]])
-    done = subprocess.run([sys.executable, "-c", SAMPLER, "drawn.json"], cwd=folder, text=True,
-                          input=asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == 0, done.stdout[-4000:]
-    drawn = json.loads((folder / "drawn.json").read_text())
+         "seed": int.from_bytes(digest, "big") >> 1} for digest in digests]).result()
     texts, found = tokenizer.batch_decode(drawn, skip_special_tokens=True), []
     for row, prompt, response, text in zip(rows, prompts, drawn, texts, strict=True):
         number = re.search(r"#### (-?\d+)", text)
@@ -66,6 +58,15 @@ def draw(folder, model, tokenizer, rows, *keys):
             finished=response[-1] == tokenizer.eos_token_id,
             reward=float(number is not None and int(number[1]) == int(row["answer"]))))
     return found
+
+
+@pytest.fixture
+def pool():
+    """For draw(): a new process for each task, all from one that has imported vLLM."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vllm"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        yield pool
 
 
 def token_logps(model, y):
@@ -103,7 +104,7 @@ def step_by_hand(policy, reference, optimizer, step, batch):
 
 
 @pytest.mark.slow
-def test_two_steps(base, tmp_path):
+def test_two_steps(base, pool, tmp_path):
     """Stage 1 has the samples, grades and values, and stage 2 the metrics and weights, that come of
     the formulas.
 
@@ -125,7 +126,7 @@ def test_two_steps(base, tmp_path):
     # ---- stage 1, and with it the first step's samples: both are the base model's ----
     tokenizer, n = AutoTokenizer.from_pretrained(start), S.samples_per_prompt
     of_stage_1 = [("stage 1", row["id"], i) for row in rows for i in range(n)]
-    drawn = draw(tmp_path, start, tokenizer, [row for row in rows for _ in range(n)] + batches[0],
+    drawn = draw(pool, start, tokenizer, [row for row in rows for _ in range(n)] + batches[0],
                  *of_stage_1, *keys[0])
     v_star, kept = {}, [json.loads(line) for line in open(folder / "responses.jsonl")]
     texts = {row["id"]: [y["text"] for y in row["responses"]] for row in kept}
@@ -150,7 +151,7 @@ def test_two_steps(base, tmp_path):
         if step > 0:
             policy.save_pretrained(tmp_path / "model")
             tokenizer.save_pretrained(tmp_path / "model")
-            batch = draw(tmp_path, tmp_path / "model", tokenizer, batches[step], *keys[step])
+            batch = draw(pool, tmp_path / "model", tokenizer, batches[step], *keys[step])
         for y in batch:
             y.v_star = v_star[y.id]
         by_hand = step_by_hand(policy, reference, optimizer, step, batch)
