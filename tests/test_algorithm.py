@@ -305,7 +305,9 @@ def test_what_a_run_may_change_and_what_it_may_not(train, capsys):
     torch.save(values | {"v_star": values["v_star"] + 0.1}, f"{OUT}/values.pt")
     with pytest.raises(SystemExit, match="with fingerprint of values = "):
         train(train_apo, **constants)
-    train(train_apo, lr_decay=False, resume=False)
+    assert os.path.exists(f"{OUT}/eval-000004.jsonl")
+    train(train_apo, lr_decay=False, resume=False)  # two steps: what the older run left is deleted
+    assert not os.path.exists(f"{OUT}/eval-000004.jsonl")
     with pytest.raises(SystemExit):
         train(train_apo, lr_decay=False)
     assert "2 steps; raise --max_steps to continue, or start anew" in capsys.readouterr().out

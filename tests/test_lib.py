@@ -394,3 +394,5 @@ def test_the_micro_batch_is_the_fastest_that_fits():
     for shards, bytes_each in ((1, 2), (8, 5.5)):
         on_device, _ = estimate(shape, shards, 8192, "bfloat16", 2048, defer_sharding=True)
         assert on_device["whole"] == round(bytes_each * total)
+    alone, _ = estimate(shape, 1, 8192, "bfloat16", 2048, reference=False)
+    assert alone["reference"] == 0 and on_device["reference"] == 2 * total / shards

@@ -297,6 +297,8 @@ def test_an_evaluation_continues_and_adds_what_is_missing(workdir):
      "test.jsonl, row 1: no 'answer' in it, only question, solution"),
     (estimate_value, {"temperature": 0.5}, "sampled with temperature = 1.0, this run has 0.5"),
     (train_apo, {"temperature": 0}, "--temperature=0.0: "),
+    (train_apo, {"beta2": 0}, "--beta2=0: nothing would be learned"),
+    (train_apo, {"grad_clip": 0}, "--grad_clip=0: nothing would be learned"),
     (evaluate, {"temperature": 0}, "which would all be the greedy response"),
     (train_apo, {"batch_size": 17, "mini_batch_size": 17}, "--batch_size=17: there are 16 prompts"),
     (train_apo, {"mini_batch_size": 100}, "--mini_batch_size=100 does not divide --batch_size=256"),
