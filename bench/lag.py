@@ -65,7 +65,7 @@ def train(task, rate, algorithm, lag, seed):
     start(script, *PRESETS[task], f"--seed={seed}", f"--out={folder}",
           f"--lr={rate * defaults['lr']}", "--lr_decay=False", f"--max_steps={steps}",
           f"--batch_size={prompts * lag}", f"--mini_batch_size={prompts}",
-          f"--eval_every={steps // 4}", "--save_every=0", log=folder / "log.txt")
+          f"--eval_every={steps // 2}", "--save_every=0", log=folder / "log.txt")
     metrics = read_jsonl(folder / "metrics.jsonl", ("seconds_step",))
     evaluated = [m for m in metrics if "accuracy" in m]
     late = metrics[-max(1, steps // 4):]  # the last quarter of the updates
