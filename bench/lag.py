@@ -40,10 +40,10 @@ UPDATES = {"arithmetic": 128, "facts": 256}
 LAGS = (1, 2, 4, 8, 16, 32)
 # By algorithm: its script, the constants of its stage 1 (None: it has none), responses per prompt.
 ALGORITHMS = {"A*-PO": ("train_apo.py", [], 1),
-              "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1),
-              "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1),
               "GRPO": ("baselines.grpo", None, 8),
-              "OAPL": ("baselines.oapl", None, 8)}
+              "OAPL": ("baselines.oapl", None, 8),
+              "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1),
+              "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1)}
 CASE = ("task", "rate", "algorithm", "lag", "seed")  # what a line of the results is about
 
 
