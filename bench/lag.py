@@ -11,6 +11,7 @@ from a policy that is seven updates old. Runs, their cores and stage 1 are those
 The learning rate is constant, so that all updates of a run are equally large.
 """
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -38,20 +39,23 @@ REPO = Path(__file__).resolve().parent.parent
 RESULTS, PICTURE = REPO / "bench/lag.jsonl", REPO / "assets/lag.png"
 UPDATES = {"arithmetic": 128, "facts": 256}
 LAGS = (1, 2, 4, 8, 16, 32)
-# By algorithm: its script, the constants of its stage 1 (None: it has none), responses per prompt.
-ALGORITHMS = {"A*-PO": ("train_apo.py", [], 1),
-              "GRPO": ("baselines.grpo", None, 8),
-              "OAPL": ("baselines.oapl", None, 8),
-              "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1),
-              "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1)}
+# By algorithm: its script, the constants of its stage 1 (None: it has none), responses per prompt,
+# the constants of training.
+ALGORITHMS = {"A*-PO": ("train_apo.py", [], 1, []),
+              "A*-PO, beta2 = 0.1": ("train_apo.py", [], 1, ["--beta2=0.1"]),
+              "GRPO": ("baselines.grpo", None, 8, []),
+              "OAPL": ("baselines.oapl", None, 8, []),
+              "OAPL, beta2 = 0.1": ("baselines.oapl", None, 8, ["--beta2=0.1"]),
+              "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1, []),
+              "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1, [])}
 CASE = ("task", "rate", "algorithm", "lag", "seed")  # what a line of the results is about
 
 
 def train(task, rate, algorithm, lag, seed):
     """One run; returns its line of lag.jsonl."""
     from lib.run import hardware  # takes a second to import
-    script, of_stage_1, n = ALGORITHMS[algorithm]
-    name = algorithm.lower().replace("*", "").replace(", ", "_").replace(" ", "_")
+    script, of_stage_1, n, constants = ALGORITHMS[algorithm]
+    name = re.sub(r"\W+", "_", algorithm.lower())
     folder = REPO / f"out/lag/{task}/{rate:g}/{name}/{lag}/{seed}"
     if of_stage_1 is not None:
         shutil.copytree(stage_1(task, seed)[0], folder, dirs_exist_ok=True)
@@ -65,7 +69,7 @@ def train(task, rate, algorithm, lag, seed):
     start(script, *PRESETS[task], f"--seed={seed}", f"--out={folder}",
           f"--lr={rate * defaults['lr']}", "--lr_decay=False", f"--max_steps={steps}",
           f"--batch_size={prompts * lag}", f"--mini_batch_size={prompts}",
-          f"--eval_every={steps // 2}", "--save_every=0", log=folder / "log.txt")
+          f"--eval_every={steps // 2}", "--save_every=0", *constants, log=folder / "log.txt")
     metrics = read_jsonl(folder / "metrics.jsonl", ("seconds_step",))
     evaluated = [m for m in metrics if "accuracy" in m]
     late = metrics[-max(1, steps // 4):]  # the last quarter of the updates
@@ -86,7 +90,7 @@ def train(task, rate, algorithm, lag, seed):
 def run_missing(args, results):
     done = {tuple(r[key] for key in CASE) for r in results}
     missing = [case for seed in range(args.seeds) for rate in map(float, args.rates.split(","))
-               for task in args.tasks.split(",") for algorithm in ALGORITHMS for lag in LAGS
+               for task in args.tasks.split(",") for lag in LAGS for algorithm in ALGORITHMS
                if (case := (task, rate, algorithm, lag, seed)) not in done]
     for core in sorted(os.sched_getaffinity(0))[:args.jobs]:
         free_cores.put(str(core))
