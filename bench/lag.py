@@ -81,7 +81,7 @@ def train(task, rate, algorithm, lag, seed):
             "entropy": statistics.mean(m["entropy"] for m in late),
             "tokens": sum(m["tokens"] for m in metrics),
             # Of 256 responses, which are 8 updates.
-            "seconds": {phase: round(sum(m[f"seconds_{phase}"] for m in metrics)
+            "seconds": {phase: round(sum(m.get(f"seconds_{phase}", 0) for m in metrics)
                                      / UPDATES[task] * 8, 3)
                         for phase in ("generate", "reference", "train", "sync", "step")},
             "hardware": hardware(), "versions": versions()}
