@@ -263,9 +263,9 @@ def main(args):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * decay(args, step)
         with run.phase("train"):
-            # From the second update on, y comes from a slightly older policy. That needs no
-            # importance ratio: with the exact V* the target r - V* is right for any y, and with an
-            # estimate the fixed point moves a little (docs/claims.md).
+            # From the second update on, y comes from a slightly older policy. Two updates need no
+            # importance ratio: r - V* is what the log-ratio should be for any y, if V* is exact.
+            # Many updates at a high learning rate do harm (docs/claims.md, "Older samples").
             for update in updates:
                 for micro in update.micro_batches:
                     last = micro is update.micro_batches[-1]
