@@ -116,8 +116,8 @@ def data_rows(where, prefix, originals, graded_by, row):
         else:
             dropped.append(number)
     if dropped:
-        number, first = len(dropped), dropped[0]
-        print(f"{where}: {number} dropped: no answer to grade by (the first is row {first})")
+        print(f"{where}: {len(dropped)} dropped: no answer to grade by (the first is row "
+              f"{dropped[0]})")
     check(rows, f"{where}: no rows")
     return rows
 
@@ -180,12 +180,13 @@ def byte_tokenizer():
                           pad_token=end, unk_token=end)
 
 
-def make_base_model(name, pretraining_batch, steps, seed, batch_size=32, lr=4e-3):
+def make_base_model(name, pretraining_batch, steps, seed):
     """data/<task>/model, pretrained with next-token cross-entropy on responses.
 
-    pretraining_batch(rng, size): `size` pairs (prompt, response), both text; lr: the peak, after
-    100 steps of warm-up; then it decays linearly to 0.
+    pretraining_batch(rng, size): `size` pairs (prompt, response), both text. The learning rate
+    rises for 100 steps, then it decays linearly to 0.
     """
+    batch_size, lr = 32, 4e-3
     torch.manual_seed(seed)
     rng, tokenizer = random.Random(seed), byte_tokenizer()
     model = Qwen2(Config(vocab_size=len(tokenizer), **BASE_MODEL)).to(device)

@@ -162,24 +162,30 @@ def train(task, accounting, algorithm, seed, rate):
         "versions": versions()}
 
 
-def run_missing(args, results):
-    done = {tuple(r[key] for key in CASE) for r in results}
-    missing = [case for case in cases(args) if case not in done]
-    for core in sorted(os.sched_getaffinity(0))[:args.jobs]:
+def run_missing(cases, keys, train, path, jobs):
+    """The lines of `path`, one for each case; those that it lacks are run and added, `jobs` at a
+    time. A case is a tuple of the values of `keys` in its line; train(*case) returns the line."""
+    results = read_jsonl(path, keys) if path.exists() else []
+    done = {tuple(r[key] for key in keys) for r in results}
+    missing = [case for case in cases if case not in done]
+    for core in sorted(os.sched_getaffinity(0))[:jobs]:
         free_cores.put(str(core))
-    for task in {case[0] for case in missing}:
-        if not (REPO / f"data/{task}/model/config.json").exists():
-            start("prepare.py", f"--task={task}", log=REPO / f"out/claims/{task}/prepare.txt")
-    pool = ThreadPoolExecutor(args.jobs)
+    task, seed = keys.index("task"), keys.index("seed")
+    for name in {case[task] for case in missing}:
+        if not (REPO / f"data/{name}/model/config.json").exists():
+            start("prepare.py", f"--task={name}", log=REPO / f"out/claims/{name}/prepare.txt")
+    pool = ThreadPoolExecutor(jobs)
     try:
-        for first in [pool.submit(stage_1, *of) for of in sorted({(c[0], c[3]) for c in missing})]:
+        for first in [pool.submit(stage_1, *of)
+                      for of in sorted({(case[task], case[seed]) for case in missing})]:
             first.result()
         for run in as_completed([pool.submit(train, *case) for case in missing]):
             results.append(run.result())
-            write_jsonl(RESULTS, results)
-            print(*(results[-1][key] for key in CASE), flush=True)
+            write_jsonl(path, results)
+            print(*(results[-1][key] for key in keys), flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
+    return results
 
 
 # ---- tables and picture --------------------------------------------------------------------------
@@ -313,6 +319,4 @@ def show(results):
 
 if __name__ == "__main__":
     args = configure(__file__)
-    results = read_jsonl(RESULTS, ("task",)) if RESULTS.exists() else []
-    run_missing(args, results)
-    show(results)
+    show(run_missing(cases(args), CASE, train, RESULTS, args.jobs))

@@ -10,20 +10,18 @@ With 8 updates per sampling 256 responses are sampled together, so those of the 
 from a policy that is seven updates old. Runs, their cores and stage 1 are those of bench/claims.py.
 The learning rate is constant, so that all updates of a run are equally large.
 """
-import os
 import re
 import shutil
 import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.claims import PRESETS, free_cores, spread, stage_1, start
+from bench.claims import PRESETS, run_missing, spread, stage_1, start
 from lib.cli import configure, constants_of
 from lib.data import versions
-from lib.files import read_jsonl, write_jsonl
+from lib.files import read_jsonl
 from lib.tables import as_markdown
 from report import COLOURS
 
@@ -87,26 +85,11 @@ def train(task, rate, algorithm, lag, seed):
             "hardware": hardware(), "versions": versions()}
 
 
-def run_missing(args, results):
-    done = {tuple(r[key] for key in CASE) for r in results}
-    missing = [case for seed in range(args.seeds) for rate in map(float, args.rates.split(","))
-               for task in args.tasks.split(",") for lag in LAGS for algorithm in ALGORITHMS
-               if (case := (task, rate, algorithm, lag, seed)) not in done]
-    for core in sorted(os.sched_getaffinity(0))[:args.jobs]:
-        free_cores.put(str(core))
-    for task in {case[0] for case in missing}:
-        if not (REPO / f"data/{task}/model/config.json").exists():
-            start("prepare.py", f"--task={task}", log=REPO / f"out/claims/{task}/prepare.txt")
-    for task, seed in sorted({(case[0], case[-1]) for case in missing}):
-        stage_1(task, seed)
-    pool = ThreadPoolExecutor(args.jobs)
-    try:
-        for run in as_completed([pool.submit(train, *case) for case in missing]):
-            results.append(run.result())
-            write_jsonl(RESULTS, results)
-            print(*(results[-1][key] for key in CASE), results[-1]["sampled"], flush=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
+def cases(args):
+    """Task, factor of the learning rate, algorithm, updates per sampling and seed of every run."""
+    return [(task, rate, algorithm, lag, seed) for seed in range(args.seeds)
+            for rate in map(float, args.rates.split(",")) for task in args.tasks.split(",")
+            for lag in LAGS for algorithm in ALGORITHMS]
 
 
 def show(results):
@@ -152,6 +135,4 @@ def show(results):
 
 if __name__ == "__main__":
     args = configure(__file__)
-    results = read_jsonl(RESULTS, ("task",)) if RESULTS.exists() else []
-    run_missing(args, results)
-    show(results)
+    show(run_missing(cases(args), CASE, train, RESULTS, args.jobs))
