@@ -324,8 +324,8 @@ class TokenLogps(torch.autograd.Function):
 
 
 class Qwen2(nn.Module):
-    """A language model of the Qwen2.5 family, which it had first, the Qwen3 or the Llama family. In
-    float32 and with random weights until some are loaded."""
+    """A language model of the Qwen2.5, Qwen3 or Llama family, named after the first one. It is in
+    float32 and has random weights until some are loaded."""
 
     def __init__(self, config):
         super().__init__()

@@ -134,7 +134,7 @@ def read_inputs(args, suffix=""):
     check(args.temperature > 0, f"--temperature={args.temperature}: training needs samples; it "
           "must be > 0")
     for name in ("beta2", "grad_clip", "lora_alpha"):  # each is a factor of the gradient
-        check(getattr(args, name, 1), f"--{name}=0: nothing would be learned")
+        check(getattr(args, name, 1), f"--{name}=0: nothing would be learned; it must be above 0")
     path, config, tokenizer = open_model(args.model)
     rows, test = (load_prompts(args.task, split, tokenizer, args.max_prompt_tokens,
                                config.max_position_embeddings, args.max_response_tokens,
