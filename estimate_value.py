@@ -22,6 +22,7 @@ The paper's authors have published samples of their models. With these, nothing 
 """
 import os
 from glob import glob
+from math import log
 
 import reward
 from lib.cli import check, check_settings, configure, one_line_errors
@@ -67,8 +68,7 @@ def optimal_value(rewards, beta1):
         return rewards.new_zeros(len(rewards))
     if beta1 == 0:
         return rewards.mean(dim=1)
-    log_n = torch.log(torch.tensor(float(rewards.shape[1])))
-    return beta1 * (torch.logsumexp(rewards / beta1, dim=1) - log_n)
+    return beta1 * (torch.logsumexp(rewards / beta1, dim=1) - log(rewards.shape[1]))
 
 
 def finish(args, folder, rows, all_rows, samples, meta):

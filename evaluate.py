@@ -40,7 +40,6 @@ model = "data/arithmetic/model,out/arithmetic/model"  # one or several: local fo
 task = "arithmetic"           # one or several: data/<task>/test.jsonl
 samples_per_prompt = 8        # for avg@k and pass@k; 0: greedy only
 max_prompts = 0               # use a random subset of this many prompts; 0: all
-max_prompt_tokens = 0         # leave longer prompts out; 0: the model's context is the limit
 chat_template = False         # wrap prompts in the model's template, for instruct models
 chat_template_kwargs = ""     # the template's arguments, such as {"enable_thinking": false}
 max_response_tokens = 32      # longer responses are truncated
@@ -123,9 +122,9 @@ def make_jobs(args, name, tasks):
             print(f"warning: {name} was trained with {setting} = {then!r}, here it is {now!r}")
     model_fingerprint, jobs = fingerprint(path), []
     for t in tasks:
-        rows = load_prompts(t, "test", tokenizer, args.max_prompt_tokens,
-                            config.max_position_embeddings, args.max_response_tokens,
-                            args.chat_template, args.chat_template_kwargs)
+        rows = load_prompts(t, "test", tokenizer, 0, config.max_position_embeddings,
+                            args.max_response_tokens, args.chat_template,
+                            args.chat_template_kwargs)
         reward.fingerprint(rows)  # loads their tasks: an error now, too
         greedy = {"model": model_fingerprint, "prompts": fingerprint_prompts(rows),
                   "max_response_tokens": args.max_response_tokens, "dtype": args.dtype}

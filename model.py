@@ -5,10 +5,10 @@
 
 There is no padding and no batch dimension. B sequences lie end to end in one row of T tokens:
 sequence i is input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]. Parameters have the checkpoint's names, so
-loading, saving and streaming into vLLM need no table. All dense models of both Qwen families load
-(base, instruct, Math, Coder, DeepSeek-R1-Distill-Qwen), and those of the Llama family without RoPE
-scaling (SmolLM2, TinyLlama, Llama 2 and 3, but not Llama 3.1 and later). Left out: generation and
-its KV cache (vLLM does that); sliding windows and RoPE scaling, which are refused when loaded.
+loading, saving and streaming into vLLM need no table. The dense models of both Qwen families load
+(base, instruct, Math, Coder, DeepSeek-R1-Distill-Qwen; not Qwen2.5-1M), and those of the Llama
+family without RoPE scaling (SmolLM2, TinyLlama, Llama 2 and 3; not Llama 3.1 and later). Left out:
+generation and its KV cache (vLLM does that); sliding windows and RoPE scaling, which are refused.
 
 Shapes: T packed tokens, B sequences, L longest sequence, D hidden size, H query heads, K key/value
 heads, E head size, F feed-forward size, V vocabulary, N tokens whose log-probability is wanted.
@@ -44,7 +44,8 @@ VARLEN_ARGUMENTS = ({"window_size": (-1, 0)} if "window_size" in accepted else {
 
 # Tokens whose logits exist at the same time. Of Qwen2.5's, 512 x 151,936 in float32 are 311 MB; on
 # CUDA few large chunks are faster, since each adds once to the float32 gradient of the head.
-LOGPS_CHUNK = 2048 if cuda else 512
+LOGPS_CHUNK_GPU = 2048
+LOGPS_CHUNK = LOGPS_CHUNK_GPU if cuda else 512
 
 
 @dataclass

@@ -30,7 +30,7 @@ LONGEST_TEXT = 1500  # characters of a response that are shown
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PHASES = ("generate", "reference", "grade", "train", "sync", "rest")
 PANELS = {"reward": "training reward", "steps": "held-out accuracy (dashed: greedy)",
-          "seconds": "held-out accuracy (dashed: greedy)", "kl": "KL to the reference, nats/token",
+          "seconds": "held-out accuracy (dashed: greedy)", "kl": "KL, nats/token",
           "response_length": "response length, tokens", "entropy": "entropy, nats/token",
           "truncated": "truncated responses", "phases": "seconds of a step, median",
           "logp_diff_mean": "vLLM against trainer, mean |Δ ln p|"}
@@ -155,7 +155,11 @@ def measured_afterwards(folder, training):
         return ""
     base = training["constants"]["model"]
     of_base = read_json(f"{results_folder(base)}/eval.json")
-    both = {base: of_base} if of_base.keys() >= results.keys() else {}
+
+    def settings(found):
+        return [found.get(task, {}).get("settings", {}) | {"model": ""} for task in results]
+
+    both = {base: of_base} if settings(of_base) == settings(results) else {}
     table = results_table({**both, f"{folder}/model": results})
     return f"## Measured by evaluate.py, with 95% intervals\n\n{table}"
 
@@ -243,7 +247,7 @@ belong to. A prompt as in training:
 ```python
 from vllm import LLM, SamplingParams
 
-llm = LLM("{name}", generation_config="vllm")
+llm = LLM("{name}", generation_config="vllm")  # or its name on the hub
 params = SamplingParams(temperature=0, max_tokens={c["max_response_tokens"]})
 [output] = {call}
 print(output.outputs[0].text)

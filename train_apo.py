@@ -151,7 +151,7 @@ def read_inputs(args, suffix=""):
 def start(args, inputs, responses_per_prompt=1, critic=False, reference=True):
     """Find the checkpoint to continue from, plan the memory, and build the engine.
 
-    Returns (Run, Engine, Plan, evaluate). Exits if the run is finished, or with one line on a
+    Returns (Run, Engine, Plan). Exits if the run is finished, or with one line on a
     mistake. critic, reference: whether the memory has to hold these networks, too.
     """
     rows = inputs.rows
@@ -179,7 +179,7 @@ def start(args, inputs, responses_per_prompt=1, critic=False, reference=True):
         shape = Qwen2(inputs.config)
         if args.lora_rank:
             shape.add_adapters(args.lora_rank, args.lora_alpha)
-    plan = make_plan(shape, largest, LOGPS_CHUNK, args.dtype, args.micro_batch_tokens,
+    plan = make_plan(shape, longest, largest, LOGPS_CHUNK, args.dtype, args.micro_batch_tokens,
                      args.checkpoint_activations, args.offload, args.compile, critic, reference)
     set_activity("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
@@ -187,9 +187,10 @@ def start(args, inputs, responses_per_prompt=1, critic=False, reference=True):
     engine.sleep()
     if plan.offload and cuda:  # AdamW runs on the CPU; torchrun and vLLM leave it one thread
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    run.measure_accuracy = partial(held_out_accuracy, engine, inputs.test, args.seed,
+                                   args.max_response_tokens)
     set_activity("loading the models")
-    return run, engine, plan, partial(held_out_accuracy, engine, inputs.test, args.seed,
-                                      args.max_response_tokens)
+    return run, engine, plan
 
 
 def decay(args, step):
@@ -216,7 +217,7 @@ def main(args):
         rows, all_v_star, digest = match_values(inputs.folder, inputs.rows, expected,
                                                 args.filter_incorrect)
     inputs.rows, inputs.fingerprints["values"] = rows, digest
-    run, engine, plan, evaluate = start(args, inputs)
+    run, engine, plan = start(args, inputs)
 
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
@@ -229,7 +230,7 @@ def main(args):
         reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
     optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
-    run.start(engine, policy, optimizer, evaluate)
+    run.start(engine, policy, optimizer)
 
     for step in run.steps():
         # ---- sample one response y ~ pi(.|x) per prompt ----
@@ -290,8 +291,7 @@ def main(args):
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
             engine.sync(policy.gather_weights(run.dtype))
-        run.log(batch, responses, graded, v_star=v_star.mean().item(),
-                lr=args.lr * decay(args, step))
+        run.log(batch, responses, graded, v_star=v_star.mean().item())
     finish(run, inputs)
 
 

@@ -58,7 +58,7 @@ def main(args):
         exit_with_error(f"--group_size={args.group_size}: it must be at least 2")
     inputs = read_inputs(args, suffix="_grpo")
     rows = inputs.rows
-    run, engine, plan, evaluate = start(args, inputs, responses_per_prompt=args.group_size)
+    run, engine, plan = start(args, inputs, responses_per_prompt=args.group_size)
 
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
@@ -71,7 +71,7 @@ def main(args):
         reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
     optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
-    run.start(engine, policy, optimizer, evaluate)
+    run.start(engine, policy, optimizer)
 
     for step in run.steps():
         # ---- sample group_size responses y ~ pi(.|x) per prompt ----
@@ -133,7 +133,7 @@ def main(args):
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
             engine.sync(policy.gather_weights(run.dtype))
-        run.log(batch, responses, graded, lr=args.lr * decay(args, step))
+        run.log(batch, responses, graded)
     finish(run, inputs)
 
 

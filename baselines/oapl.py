@@ -17,7 +17,7 @@ no second model: ln pi_old is what vLLM returned with the samples.
 Loss, V* and the lag are the paper's, as its abstract and public summaries give them. Its settings
 were not at hand: beta1, beta2, learning rate and batch are A*-PO's and GRPO's here. Its samplers
 run beside the trainer; here they alternate, so all updates of a step have samples of one policy.
-The KL in the metrics is of pi_old from pi on the samples, not from the initial model.
+The metrics' kl is KL(pi_old || pi), on the samples, and not from the initial model.
 
 The run's folder is out/<task>_oapl, unless --out names another.
 """
@@ -57,8 +57,7 @@ def main(args):
         exit_with_error(f"--group_size={args.group_size}: it must be at least 2")
     inputs = read_inputs(args, suffix="_oapl")
     rows = inputs.rows
-    run, engine, plan, evaluate = start(args, inputs, responses_per_prompt=args.group_size,
-                                        reference=False)
+    run, engine, plan = start(args, inputs, responses_per_prompt=args.group_size, reference=False)
 
     # ---- policy, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
@@ -67,7 +66,7 @@ def main(args):
               else load(torch.float32))
     optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
-    run.start(engine, policy, optimizer, evaluate)
+    run.start(engine, policy, optimizer)
 
     for step in run.steps():
         # ---- sample group_size responses y ~ pi_old(.|x) per prompt ----
@@ -123,8 +122,7 @@ def main(args):
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
             engine.sync(policy.gather_weights(run.dtype))
-        run.log(batch, responses, graded, v_star=v_star.mean().item(),
-                lr=args.lr * decay(args, step))
+        run.log(batch, responses, graded, v_star=v_star.mean().item())
     finish(run, inputs)
 
 

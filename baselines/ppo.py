@@ -125,7 +125,7 @@ def main(args):
     # ---- prompts, the checkpoint to continue from, and the engine ----
     inputs = read_inputs(args, suffix="_ppo")
     rows = inputs.rows
-    run, engine, plan, evaluate = start(args, inputs, critic=True)
+    run, engine, plan = start(args, inputs, critic=True)
 
     # ---- policy, critic, reference, optimizer ----
     load = partial(load_sharded, path=inputs.path, compute_dtype=run.dtype, plan=plan,
@@ -140,7 +140,7 @@ def main(args):
     trained = nn.ModuleDict({"policy": policy, "critic": critic})
     optimizer = torch.optim.AdamW([{"params": m.trained_parameters()} for m in trained.values()],
                                   betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True)
-    run.start(engine, policy, optimizer, evaluate, trained)
+    run.start(engine, policy, optimizer, trained)
 
     for step in run.steps():
         # ---- sample one response y ~ pi(.|x) per prompt ----
@@ -216,8 +216,7 @@ def main(args):
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
             engine.sync(policy.gather_weights(run.dtype))
-        run.log(batch, responses, graded, lr=args.lr * decay(args, step),
-                critic_loss=all_reduce_sum(critic_loss).item())
+        run.log(batch, responses, graded, critic_loss=all_reduce_sum(critic_loss).item())
     finish(run, inputs)
 
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lib.cli import configure
 from lib.memory import estimate
-from model import LOGPS_CHUNK, Config, Qwen2
+from model import LOGPS_CHUNK_GPU, Config, Qwen2
 from prepare import BASE_MODEL, byte_tokenizer
 
 import torch
@@ -19,6 +19,7 @@ gpu = 80.0                     # GB of one GPU
 micro_batch_tokens = 16384     # tokens in one forward and backward pass, on each rank
 dtype = "bfloat16"             # of computation, float32 or bfloat16
 checkpoint_activations = True  # recompute activations in backward
+compile = True                 # with torch.compile, as in config/math.py
 lora_rank = 32                 # of the last column
 # --------------------------------------------------------------------------------------------------
 
@@ -49,7 +50,8 @@ def make_model(size, folder, dtype):
 
 def main(args):
     print(f"GB of each GPU in training, micro-batches of {args.micro_batch_tokens:,} tokens, "
-          f"{args.dtype}{', activations recomputed' * args.checkpoint_activations}; "
+          f"{args.dtype}{', activations recomputed' * args.checkpoint_activations}"
+          f"{', compiled' * args.compile}; "
           f"* fits {args.gpu:g} GB\n\n"
           f"{'model':<8}{'GPUs':>5}{'all on the GPU':>18}{'with offload':>16}"
           f"{'host memory with offload':>28}{'adapters':>12}")
@@ -59,8 +61,8 @@ def main(args):
             lora.add_adapters(args.lora_rank, 32.0)
         for gpus in (1, 2, 4, 8):
             (kept, _), (offloaded, on_host), (adapters, _) = (
-                estimate(m, gpus, args.micro_batch_tokens, args.dtype, LOGPS_CHUNK,
-                         args.checkpoint_activations, offload)
+                estimate(m, gpus, args.micro_batch_tokens, args.dtype, LOGPS_CHUNK_GPU,
+                         args.checkpoint_activations, offload, args.compile, gpu=True)
                 for m, offload in ((model, False), (model, True), (lora, False)))
             used = [sum(parts.values()) / 1e9 for parts in (kept, offloaded, adapters)]
             # A tenth is kept free, as in lib/memory.py.

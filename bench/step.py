@@ -139,8 +139,8 @@ def measure(args, algorithm, accounting):
         "batch_size": args.batch_size // fewer, "mini_batch_size": args.mini_batch_size // fewer})
     plans = []
 
-    def make_plan(shape, largest, *more):
-        plan = memory.make_plan(shape, largest, *more)
+    def make_plan(shape, longest, largest, *more):
+        plan = memory.make_plan(shape, longest, largest, *more)
         on_device, on_host = memory.estimate(
             shape, 1, min(plan.micro_batch_tokens, largest), args.dtype, LOGPS_CHUNK,
             plan.recompute, plan.offload, args.compile, plan.defer_sharding, algorithm == "ppo")

@@ -9,7 +9,7 @@ task = "gsm8k"
 model = "Qwen/Qwen2.5-1.5B"
 dtype = "bfloat16"
 
-max_prompt_tokens = 256  # longer prompts are left out
+max_prompt_tokens = 256  # longer prompts are left out of training
 max_response_tokens = 1024
 temperature = 1.0
 

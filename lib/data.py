@@ -54,7 +54,7 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_respons
     check(max_prompt_tokens or not long,
           f"{path}, line {(long or [0])[0] + 1}: the prompt has more tokens than the {limit} that "
           f"the model's context leaves ({len(long)} of {len(rows)} are longer); "
-          "--max_prompt_tokens leaves longer prompts out")
+          "in training, --max_prompt_tokens leaves longer prompts out")
     if long:
         print(f"{path}: {len(long)} of {len(rows)} prompts are left out, with over {limit} tokens")
         rows = [row for row in rows if len(row["tokens"]) <= limit]

@@ -26,13 +26,13 @@ class Plan(NamedTuple):
 
 
 def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload=False,
-             compile=False, defer_sharding=False, critic=False, reference=True):
+             compile=False, defer_sharding=False, critic=False, reference=True, gpu=cuda):
     """({part: bytes} on the device, the same in host memory) at the peak of a training step.
 
     model: a Qwen2, on the meta device, with its adapters if it has some; shards: processes that
     share one copy of it; tokens: in a micro-batch; logps_chunk: tokens whose logits exist at the
     same time; critic: whether a network of the same shape is trained, too, after the policy;
-    reference: whether the policy is compared with the initial model.
+    reference: whether the policy is compared with the initial model; gpu: whether it trains there.
     """
     c, b = model.config, torch.finfo(getattr(torch, dtype)).bits // 8  # b: bytes of a number
     all_weights, trained = list(model.parameters()), model.trained_parameters()
@@ -67,23 +67,24 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
     on_device["activations"] = (per_layer + inputs if recompute
                                 else per_layer * c.num_hidden_layers)
     # A chunk has its logits and their gradient, three float32 copies of them unless they are fused,
-    # and its part of the head's gradient.
+    # and its part of the head's gradient, if there is one.
     chunk = min(tokens, logps_chunk) * (2 * b + (0 if compile else 3 * 4))
-    on_device["logits"] = c.vocab_size * (chunk + c.hidden_size * (4 if cuda else b))
+    head = 0 if lora else c.hidden_size * (4 if gpu else b)
+    on_device["logits"] = c.vocab_size * (chunk + head)
     return on_device, on_host
 
 
-def make_plan(model, largest, logps_chunk, dtype, micro_batch_tokens, recompute, offload, compile,
-              critic=False, reference=True):
+def make_plan(model, longest, largest, logps_chunk, dtype, micro_batch_tokens, recompute, offload,
+              compile, critic=False, reference=True):
     """The Plan of a training run, printed with the memory that it takes.
 
-    model: a Qwen2, on the meta device; largest: tokens that a process can have in a mini-batch;
-    micro_batch_tokens: 0 means the fastest of CHOICES that fits the GPU; the others as in
-    estimate().
+    model: a Qwen2, on the meta device; longest: tokens of a sequence at most, which is never split;
+    largest: tokens that a process can have in a mini-batch; micro_batch_tokens: 0 means the fastest
+    of CHOICES that fits the GPU; the others as in estimate().
     """
     def needs(tokens, recompute, defer_sharding=False):
-        return estimate(model, world_size, min(tokens, largest), dtype, logps_chunk, recompute,
-                        offload, compile, defer_sharding, critic, reference)
+        return estimate(model, world_size, min(max(tokens, longest), largest), dtype, logps_chunk,
+                        recompute, offload, compile, defer_sharding, critic, reference)
 
     def fits(*choice):
         # A tenth is for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.

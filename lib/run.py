@@ -54,6 +54,9 @@ class Run:
             self.history = [m for m in rows if m["step"] < self.step]
         self.saved_step = self.step
         self.warned_step = -10      # when something was last warned about
+        # measure_accuracy(path) measures the engine's policy, and writes its responses to `path`:
+        # {"accuracy": ..., "accuracy_sampled": ..., ...}, or {} if the run is to stop.
+        self.measure_accuracy = None
 
     def is_finished(self):
         """Whether <folder>/model is the result of all steps already."""
@@ -61,16 +64,13 @@ class Run:
         return (bool(self.checkpoint) and steps == self.step >= self.max_steps
                 and "accuracy" in self.history[-1])
 
-    def start(self, engine, policy, optimizer, evaluate, trained=None):
+    def start(self, engine, policy, optimizer, trained=None):
         """Load the checkpoint, if there is one, and bring the weights to the engine.
 
         trained: the module whose parameters the optimizer has, if it is more than the policy.
-        evaluate(path): measures the engine's policy, and writes its responses to `path`;
-        {"accuracy": ..., "accuracy_sampled": ..., ...}, or {} if the run is to stop.
         """
         self.engine, self.policy, self.optimizer = engine, policy, optimizer
-        self.before_training = {}
-        self.trained, self.measure_accuracy = trained or policy, evaluate
+        self.before_training, self.trained = {}, trained or policy
         with one_line_errors():
             if self.max_steps:
                 checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
@@ -102,6 +102,7 @@ class Run:
         set_activity("evaluation")
         with self.reward_errors():
             return self.measure_accuracy(f"{self.folder}/eval-{self.step:06d}.jsonl")
+
     # ---- in the loop -----------------------------------------------------------------------------
 
     def steps(self):
@@ -188,6 +189,7 @@ class Run:
             "loss": loss / len(self.updates), "kl": kl / tokens, "entropy": entropy / tokens,
             "grad_norm": grad_norm / len(self.updates), "response_length": tokens / n,
             "truncated": sum(r.truncated for r in responses) / n, **more,
+            "lr": self.optimizer.param_groups[0]["lr"],
             "logp_diff_max": self.diff_max, "logp_diff_mean": self.diff_mean,
             "grade_timed_out": sum(graded.timed_out) / n, "tokens": tokens, **self.seconds,
             "seconds_step": time.perf_counter() - self.begin,

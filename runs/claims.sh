@@ -14,13 +14,14 @@
 # 9.0, 16.1, 8.6 and 8.7 s with equal generations; responses of 384 tokens on average) the 675 steps
 # of a run take 1.7, 3.0, 3.0 and 14.3 H100 hours with equal prompts, and 1.7, 3.0, 1.6 and 1.6 with
 # equal generations. For three seeds that is 66 and 24 H100 hours, if steps scale with the number of
-# GPUs; evaluations and checkpoints come on top. A*-PO's stage 1 takes 0.3 H100 hours of it.
+# GPUs; evaluations, checkpoints and A*-PO's stage 1 (0.3 hours a seed) come on top.
 source "$(dirname "$0")/setup.sh"
 
-gpus=${GPUS:-$(nvidia-smi -L | wc -l)} model=${MODEL:-Qwen/Qwen2.5-1.5B}
 seeds=${SEEDS:-0 1 2} equal=${EQUAL:-prompts}
 benchmarks=math500,minerva_math,olympiadbench,amc23
-stage="torchrun --nproc_per_node=$gpus"
+stage="torchrun --nproc_per_node=${GPUS:-gpu}"
+model=$(python -c 'from lib.cli import configure; print(configure("train_apo.py").model)' \
+    config/math.py "$@")
 rebel="" grpo=""
 if [ "$equal" = generations ]; then
     rebel="--batch_size=128 --mini_batch_size=64" grpo="--batch_size=32 --mini_batch_size=16"
@@ -30,12 +31,11 @@ python prepare.py --task=math,$benchmarks "$@"
 models=$model
 for seed in $seeds; do
     out=out/claims_math_$equal/$seed
-    common="--model=$model --seed=$seed"
-    $stage estimate_value.py config/math.py "$@" $common --out="$out/apo"
-    $stage train_apo.py config/math.py "$@" $common --out="$out/apo"
-    $stage -m baselines.ppo config/math.py "$@" $common --out="$out/ppo"
-    $stage -m baselines.rebel config/math.py "$@" $common $rebel --out="$out/rebel"
-    $stage -m baselines.grpo config/math.py "$@" $common $grpo --out="$out/grpo"
+    $stage estimate_value.py config/math.py "$@" --seed="$seed" --out="$out/apo"
+    $stage train_apo.py config/math.py "$@" --seed="$seed" --out="$out/apo"
+    $stage -m baselines.ppo config/math.py "$@" --seed="$seed" --out="$out/ppo"
+    $stage -m baselines.rebel config/math.py "$@" --seed="$seed" $rebel --out="$out/rebel"
+    $stage -m baselines.grpo config/math.py "$@" --seed="$seed" $grpo --out="$out/grpo"
     python report.py "$out/apo" "$out/ppo" "$out/rebel" "$out/grpo"
     models+=,$out/apo/model,$out/ppo/model,$out/rebel/model,$out/grpo/model
 done

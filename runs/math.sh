@@ -3,8 +3,8 @@
 # the paper's benchmarks, the pictures and the report. If it is interrupted, the same command
 # continues it.
 #
-#   bash runs/math.sh                                              # 1.5B, all GPUs of this machine
-#   GPUS=4 MODEL=Qwen/Qwen2.5-7B bash runs/math.sh config/7b.py    # 7B on four; presets at the end
+#   bash runs/math.sh                                        # 1.5B, all GPUs of this machine
+#   GPUS=4 OUT=out/math_7b bash runs/math.sh config/7b.py    # 7B on four; presets at the end
 #
 # It needs the hub, and GPUs of 80 GB: one for 1.5B, four for 7B. The paper reports, on four H100,
 # 6.92 hours for 1.5B, 8.78 for 3B and 11.01 for 7B; docs/manual.md has its accuracies. By this
@@ -13,13 +13,14 @@
 # GPUs yet.
 source "$(dirname "$0")/setup.sh"
 
-gpus=${GPUS:-$(nvidia-smi -L | wc -l)} model=${MODEL:-Qwen/Qwen2.5-1.5B}
-out=out/math-$(basename "$model") benchmarks=math500,minerva_math,olympiadbench,amc23
-stage="torchrun --nproc_per_node=$gpus"
+out=${OUT:-out/math} benchmarks=math500,minerva_math,olympiadbench,amc23
+stage="torchrun --nproc_per_node=${GPUS:-gpu}"
+model=$(python -c 'from lib.cli import configure; print(configure("train_apo.py").model)' \
+    config/math.py "$@")
 
 python prepare.py --task=math,$benchmarks "$@"
-$stage estimate_value.py config/math.py "$@" --model="$model" --out="$out"
-$stage train_apo.py config/math.py "$@" --model="$model" --out="$out"
+$stage estimate_value.py config/math.py "$@" --out="$out"
+$stage train_apo.py config/math.py "$@" --out="$out"
 $stage evaluate.py config/math.py "$@" --model="$model,$out/model" --task=$benchmarks \
     --samples_per_prompt=32 --kl_to="$model"
 python bench/paper_grader.py "$out"/model/eval-*.jsonl

@@ -66,14 +66,14 @@ def test_the_script_for_math(tmp_path):
     random_model(config).save_pretrained(tmp_path / "tiny")
     byte_tokenizer().save_pretrained(tmp_path / "tiny")
     (tmp_path / "small.py").write_text(
-        f"source = {str(REAL_DATA)!r}\nmax_prompts = 8\nmax_response_tokens = 8\n"
+        f"model = 'tiny'\nsource = {str(REAL_DATA)!r}\nmax_prompts = 8\nmax_response_tokens = 8\n"
         "max_steps = 1\nbatch_size = 4\nmini_batch_size = 4\neval_prompts = 4\n"
         "compile = False\ncheckpoint_activations = True\n")
     done = subprocess.run(["bash", "runs/math.sh", "small.py"], cwd=tmp_path, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env={**os.environ, "GPUS": "1", "MODEL": "tiny"})
+                          env={**os.environ, "GPUS": "1"})
     assert done.returncode == 0, done.stdout[-4000:]
-    out = tmp_path / "out/math-tiny"
+    out = tmp_path / "out/math"
     measured = ["math500", "minerva_math", "olympiadbench", "amc23"]
     assert list(json.loads((out / "model/eval.json").read_text())) == measured
     text = (out / "report.md").read_text()
