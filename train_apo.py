@@ -148,7 +148,7 @@ def read_inputs(args, suffix=""):
 
 
 @one_line_errors()
-def start(args, inputs, responses_per_prompt=1, critic=False, reference=True):
+def make_run(args, inputs, responses_per_prompt=1, critic=False, reference=True):
     """Find the checkpoint to continue from, plan the memory, and build the engine.
 
     Returns (Run, Engine, Plan). Exits if the run is finished, or with one line on a
@@ -217,7 +217,7 @@ def main(args):
         rows, all_v_star, digest = match_values(inputs.folder, inputs.rows, expected,
                                                 args.filter_incorrect)
     inputs.rows, inputs.fingerprints["values"] = rows, digest
-    run, engine, plan = start(args, inputs)
+    run, engine, plan = make_run(args, inputs)
 
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,

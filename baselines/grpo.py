@@ -22,7 +22,7 @@ from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import device, exit_with_error, run_stage, stop_requested, world_size
 from model import Qwen2, WithoutAdapters, load_sharded
-from train_apo import decay, finish, read_inputs, start
+from train_apo import decay, finish, make_run, read_inputs
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -58,7 +58,7 @@ def main(args):
         exit_with_error(f"--group_size={args.group_size}: it must be at least 2")
     inputs = read_inputs(args, suffix="_grpo")
     rows = inputs.rows
-    run, engine, plan = start(args, inputs, responses_per_prompt=args.group_size)
+    run, engine, plan = make_run(args, inputs, responses_per_prompt=args.group_size)
 
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,

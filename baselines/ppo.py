@@ -30,7 +30,7 @@ from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import all_reduce_sum, device, run_stage, stop_requested, world_size
 from model import Qwen2, WithoutAdapters, load_sharded
-from train_apo import decay, finish, read_inputs, start
+from train_apo import decay, finish, make_run, read_inputs
 
 import torch
 import torch.nn as nn
@@ -125,7 +125,7 @@ def main(args):
     # ---- prompts, the checkpoint to continue from, and the engine ----
     inputs = read_inputs(args, suffix="_ppo")
     rows = inputs.rows
-    run, engine, plan = start(args, inputs, critic=True)
+    run, engine, plan = make_run(args, inputs, critic=True)
 
     # ---- policy, critic, reference, optimizer ----
     load = partial(load_sharded, path=inputs.path, compute_dtype=run.dtype, plan=plan,

@@ -27,7 +27,7 @@ from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import device, run_stage, stop_requested, world_size
 from model import Qwen2, WithoutAdapters, load_sharded
-from train_apo import decay, finish, read_inputs, start
+from train_apo import decay, finish, make_run, read_inputs
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -55,7 +55,7 @@ def main(args):
     # ---- prompts, the checkpoint to continue from, and the engine ----
     inputs = read_inputs(args, suffix="_rebel")
     rows = inputs.rows
-    run, engine, plan = start(args, inputs, responses_per_prompt=2)
+    run, engine, plan = make_run(args, inputs, responses_per_prompt=2)
 
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
