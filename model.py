@@ -175,9 +175,35 @@ def apply_rotary(x, cos, sin):
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
 
-class Linear(nn.Linear):
-    """W x + b, and with an adapter also (alpha / rank) B A x: LoRA (arXiv 2106.09685), section 4.1.
+def merge(weight, lora_A, lora_B, scale):
+    """W + s B A, added in float32 and rounded to W's dtype. (out, in), (r, in), (out, r)"""
+    return torch.addmm(weight.float(), lora_B.float(), lora_A.float(), alpha=scale).to(weight.dtype)
+
+
+class MergedLinear(torch.autograd.Function):
+    """x (W + s B A)^T + bias, with the merged weight rounded as vLLM gets it: the policy that is
+    trained is the one that samples. W x + s B A x would differ from it in bfloat16, where most of a
+    small change is lost by rounding.
+
+    The gradients of A and B are as if nothing were rounded, and without W's own, dy^T x.
     """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, scale):
+        ctx.save_for_backward(x, weight, lora_A, lora_B)  # the merged weight is made once more
+        ctx.scale = scale
+        return F.linear(x, merge(weight, lora_A, lora_B, scale), bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, lora_A, lora_B = ctx.saved_tensors
+        d_lora_A = ctx.scale * (dy @ lora_B).T @ x                                       # (r, in)
+        d_lora_B = ctx.scale * dy.T @ (x @ lora_A.T)                                     # (out, r)
+        return dy @ merge(weight, lora_A, lora_B, ctx.scale), None, None, d_lora_A, d_lora_B, None
+
+
+class Linear(nn.Linear):
+    """W x + b, and with an adapter (W + (alpha / rank) B A) x + b: LoRA (arXiv 2106.09685), 4.1."""
     scale = 0.0  # alpha / rank while the adapter is on
 
     def add_adapter(self, rank):
@@ -187,8 +213,9 @@ class Linear(nn.Linear):
         self.lora_B = nn.Parameter(torch.empty(self.out_features, rank))  # (out, rank)
 
     def forward(self, x):  # (T, in) -> (T, out)
-        y = super().forward(x)
-        return y + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B) if self.scale else y
+        if not self.scale:
+            return super().forward(x)
+        return MergedLinear.apply(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
 
 
 class Attention(nn.Module):
@@ -482,7 +509,7 @@ class Qwen2(nn.Module):
     def gather_weights(self, dtype=None):
         """Yield (name, whole tensor), in `dtype` or as it is, in the checkpoint's order.
 
-        Adapters are merged into their layers' weights, in float32, each time from the frozen ones.
+        Adapters are merged into their layers' frozen weights as in a forward pass.
         Of a sharded model one parameter at a time is gathered, and all ranks must iterate to the
         end.
         """
@@ -496,8 +523,8 @@ class Qwen2(nn.Module):
             parent, _, last = name.rpartition(".")
             module = self.get_submodule(parent)
             if last == "weight" and hasattr(module, "lora_B"):
-                change = gathered(module.lora_B) @ gathered(module.lora_A)            # (out, in)
-                merged = gathered(p, torch.float32) + self.lora_scale * change
+                lora_A, lora_B = (gathered(x, p.dtype) for x in (module.lora_A, module.lora_B))
+                merged = merge(gathered(p), lora_A, lora_B, self.lora_scale)
                 yield name, merged.to(dtype or p.dtype)
             elif not last.startswith("lora_"):
                 yield name, gathered(p, dtype)

@@ -88,7 +88,8 @@ def main(args):
         rewards = torch.tensor(graded.rewards, device=device)                            # (batch,)
         v_star = group_values(rewards, args.group_size, args.beta1)
         # Where all responses earn the same, V* is their reward: the loss pulls towards pi_old.
-        differ = rewards.view(-1, args.group_size).std(1).gt(0).repeat_interleave(args.group_size)
+        groups = rewards.view(-1, args.group_size)
+        differ = (groups.amax(1) > groups.amin(1)).repeat_interleave(args.group_size)
         kept = differ.float() if args.drop_equal else torch.ones_like(rewards)
 
         # ---- regress beta2 ln(pi / pi_old) on r - V* ----

@@ -103,9 +103,9 @@ def atomic_dir(path):
         yield temporary
         barrier()
         if rank == 0:
-            for name in os.listdir(temporary):
-                sync(os.path.join(temporary, name))
-            sync(temporary)
+            for folder, _, files in os.walk(temporary):
+                for name in ("", *files):  # "": the folder itself
+                    sync(os.path.join(folder, name))
             if os.path.isdir(path):
                 shutil.rmtree(path)
             os.rename(temporary, path)

@@ -55,6 +55,8 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
     # more in float32 on their way to be reduced.
     root = n - c.num_hidden_layers * layer
     on_device["gathered"] = (b if lora else 2 * b + 4) * (root + 2 * layer)
+    if lora:  # the largest merged weight, twice in float32 and once rounded
+        on_device["gathered"] += (8 + b) * c.hidden_size * c.intermediate_size
     if defer_sharding:  # whole weights and gradients; the sharded gradients above don't exist then
         on_device["whole"] = round(b * n if lora else (b + 4 - (0 if offload else 4 / shards)) * n)
     # For its backward pass a layer keeps, per token: of two norms the input in float32 and the

@@ -30,8 +30,8 @@ def with_adapters(path, rank=3, alpha=5.0, dtype=torch.float32):
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 def test_against_peft(family, tmp_path):
-    """Logits and the gradient of every A and B. PEFT opens the adapters that are exported, which
-    give the logits of the merged model."""
+    """Logits and the gradient of every A and B, which also follow from those of the whole merged
+    weights. PEFT opens the exported adapters, which give the logits of the merged model."""
     base = random_model(tiny_config(model_type=family))
     base.save_pretrained(tmp_path / "base")
     ours = with_adapters(tmp_path / "base")
@@ -61,6 +61,15 @@ def test_against_peft(family, tmp_path):
     opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
                                        tmp_path / "adapter")
     ours.save_pretrained(tmp_path / "merged")
+    whole = Qwen2.from_pretrained(tmp_path / "merged")
+    (whole.logits(IDS, CU) * weight).sum().backward()
+    for name, module in ours.named_modules():
+        if hasattr(module, "lora_A"):
+            dw = whole.get_parameter(f"{name}.weight").grad
+            for p, expected in ((module.lora_A, 5 / 3 * module.lora_B.T @ dw),
+                                (module.lora_B, 5 / 3 * dw @ module.lora_A.T)):
+                torch.testing.assert_close(p.grad, expected, rtol=1e-4,
+                                           atol=1e-5 * expected.abs().max().item())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     for model in (opened, merged):
         torch.testing.assert_close(logits(model), a, atol=1e-4, rtol=1e-4)
@@ -89,13 +98,18 @@ def test_without_adapters_it_is_the_model_that_was_loaded(dtype, tmp_path):
 
 
 def test_merging_is_in_float32(tmp_path):
-    """From weights of any dtype: W + s B A, rounded once."""
+    """W + s B A is rounded once. The forward pass of a bfloat16 model has these weights, too: even
+    a change that is lost by rounding is the same for the trainer and for vLLM."""
     random_model(tiny_config()).save_pretrained(tmp_path)
     half = with_adapters(tmp_path, rank=3, alpha=6.0, dtype=torch.bfloat16)
     module = half.model.layers[1].mlp.up_proj
     merged = dict(half.gather_weights(torch.bfloat16))["model.layers.1.mlp.up_proj.weight"]
-    expected = module.weight.float() + 2 * module.lora_B @ module.lora_A
-    assert torch.equal(merged, expected.bfloat16()) and merged.dtype == torch.bfloat16
+    half.bfloat16()  # FSDP gathers the adapters in the others' dtype
+    change = module.lora_B.float() @ module.lora_A.float()
+    assert torch.equal(merged, (module.weight.float() + 2 * change).bfloat16())
+    x = torch.randn(5, 64).bfloat16()
+    assert torch.equal(module(x), torch.nn.functional.linear(x, merged))
+    assert not torch.equal(merged, module.weight)
 
 
 @cpu_only
