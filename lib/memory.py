@@ -45,11 +45,11 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
         sizes = [width * p.numel() / shards for p in weights]
         return sum(2 ** ceil(log2(max(size, 1))) if offload else size for size in sizes)
 
-    # What is trained is in float32. The reference is a second model, or the policy's own weights if
-    # only its adapters are trained; then the critic needs a copy of its own.
+    # What is trained is in float32. Frozen is the reference, a second model, or the policy's own
+    # weights if only its adapters are trained; then the critic needs a copy of its own.
     kept = {"trained weights, gradients and AdamW":
             (1 + critic) * (2 * part(4, trained) + 8 * num_trained / shards),
-            "reference": ((reference or lora) + (critic and lora)) * part(b, all_weights)}
+            "frozen weights": ((reference or lora) + (critic and lora)) * part(b, all_weights)}
     on_device, on_host = ({}, kept) if offload else (kept, {})
     # FSDP gathers the root (embeddings, head) and two layers: weights and gradients, and these once
     # more in float32 on their way to be reduced.
@@ -68,6 +68,8 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
     inputs = tokens * c.num_hidden_layers * b * c.hidden_size
     on_device["activations"] = (per_layer + inputs if recompute
                                 else per_layer * c.num_hidden_layers)
+    if lora:  # gradients of the MLP's; else the gathered gradients of weights leave room for them
+        on_device["activations"] += 4 * b * tokens * c.intermediate_size
     # A chunk has its logits and their gradient, three float32 copies of them unless they are fused,
     # and its part of the head's gradient, if there is one.
     chunk = min(tokens, logps_chunk) * (2 * b + (0 if compile else 3 * 4))

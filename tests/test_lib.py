@@ -395,4 +395,4 @@ def test_the_micro_batch_is_the_fastest_that_fits():
         on_device, _ = estimate(shape, shards, 8192, "bfloat16", 2048, defer_sharding=True)
         assert on_device["whole"] == round(bytes_each * total)
     alone, _ = estimate(shape, 1, 8192, "bfloat16", 2048, reference=False)
-    assert alone["reference"] == 0 and on_device["reference"] == 2 * total / shards
+    assert alone["frozen weights"] == 0 and on_device["frozen weights"] == 2 * total / shards

@@ -159,5 +159,5 @@ def test_memory_of_adapters():
     assert adapters == 24 * 32 * (4 * 896 + 896 + 128 + 896 + 128 + 3 * (896 + 4864))
     for model, size in ((whole, 18 * n), (lora, 16 * adapters + 2 * (n + adapters))):
         parts, _ = estimate(model, 1, 4096, "bfloat16", 2048)
-        assert sum(v for k, v in parts.items() if k.startswith(("trained", "ref"))) == size
+        assert sum(v for k, v in parts.items() if k.startswith(("trained", "frozen"))) == size
     assert arguments(train_apo, "config/lora.py").lora_rank == 32
