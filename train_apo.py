@@ -151,8 +151,8 @@ def read_inputs(args, suffix=""):
 def make_run(args, inputs, responses_per_prompt=1, critic=False, reference=True):
     """Find the checkpoint to continue from, plan the memory, and build the engine.
 
-    Returns (Run, Engine, Plan). Exits if the run is finished, or with one line on a
-    mistake. critic, reference: whether the memory has to hold these networks, too.
+    Returns (Run, Engine, Plan). Exits if the run is finished, or with one line on a mistake.
+    critic, reference: whether the memory has to hold these networks, too.
     """
     rows = inputs.rows
     check(args.batch_size <= len(rows), f"--batch_size={args.batch_size}: there are {len(rows)} "
@@ -264,9 +264,9 @@ def main(args):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * decay(args, step)
         with run.phase("train"):
-            # From the second update on, y comes from a slightly older policy. Two updates need no
-            # importance ratio: r - V* is what the log-ratio should be for any y, if V* is exact.
-            # Many updates at a high learning rate do harm (docs/claims.md, "Older samples").
+            # From the second update on, y comes from a slightly older policy, without importance
+            # ratio. Two updates did no harm; four or more can, unless V* is replaced by 0
+            # (docs/claims.md, "Older samples").
             for update in updates:
                 for micro in update.micro_batches:
                     last = micro is update.micro_batches[-1]
