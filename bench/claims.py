@@ -191,9 +191,10 @@ def run_missing(cases, keys, train, path, jobs):
 # ---- tables and picture --------------------------------------------------------------------------
 
 def spread(values, form="{:.2f}"):
-    """Median, and in brackets the smallest and largest."""
-    return (f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
-            if values else "")
+    """Median, and in brackets the smallest and largest of several."""
+    if len(values) < 2:
+        return "".join(map(form.format, values))
+    return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
 
 
 def first_time(run, cost, level):

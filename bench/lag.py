@@ -4,6 +4,7 @@ updates in all. docs/claims.md says what follows from it.
     python bench/lag.py              # five hours on two cores
     python bench/lag.py --seeds=1 --rates=1 --tasks=facts
     python bench/lag.py --seeds=0    # only tables and picture, from bench/lag.jsonl
+    python bench/lag.py --seeds=0 --rates=1
 
 Every update has 32 responses: of 32 prompts, or of 4 prompts in groups of 8 (GRPO, OAPL).
 With 8 updates per sampling 256 responses are sampled together, so those of the last update come
@@ -82,23 +83,18 @@ def train(task, rate, algorithm, lag, seed):
             "hardware": hardware(), "versions": versions()}
 
 
-def cases(args):
-    """Task, factor of the learning rate, algorithm, updates per sampling and seed of every run."""
-    return [(task, rate, algorithm, lag, seed) for seed in range(args.seeds)
-            for rate in map(float, args.rates.split(",")) for task in args.tasks.split(",")
-            for lag in LAGS for algorithm in ALGORITHMS]
-
-
-def show(results):
+def show(tasks, rates, results):
     """Print the tables, and draw the accuracy at the end against the updates per sampling."""
-    cases = sorted({(r["task"], -r["rate"]) for r in results})
+    cases = sorted({(r["task"], -r["rate"]) for r in results
+                    if r["task"] in tasks and r["rate"] in rates})
     _, axes = plt.subplots(1, len(cases), figsize=(5 * len(cases), 3.6), squeeze=False)
     for (task, rate), axis in zip(cases, axes[0], strict=True):
         its = [r for r in results if (r["task"], -r["rate"]) == (task, rate)]
         by_lag = {name: {lag: [r for r in its if (r["algorithm"], r["lag"]) == (name, lag)]
                          for lag in LAGS} for name in ALGORITHMS}
-        count = max(len(runs) for lags in by_lag.values() for runs in lags.values())
-        print(f"\n### {task}, learning rate x {-rate:g}, {UPDATES} updates, {count} seeds")
+        counts = {len(runs) for lags in by_lag.values() for runs in lags.values()} - {0}
+        count = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        print(f"\n### {task}, learning rate x {-rate:g}, {UPDATES} updates, seeds: {count}")
         for title, form, function in (
                 ("accuracy at temperature 1, %", "{:.1f}", lambda r: 100 * r["sampled"][-1]),
                 ("greedy accuracy, %", "{:.1f}", lambda r: 100 * r["greedy"][-1]),
@@ -130,6 +126,12 @@ def show(results):
     print(f"wrote {PICTURE.relative_to(REPO)}")
 
 
+def main(args):
+    tasks, rates = args.tasks.split(","), [*map(float, args.rates.split(","))]
+    cases = [(task, rate, algorithm, lag, seed) for seed in range(args.seeds) for rate in rates
+             for task in tasks for lag in LAGS for algorithm in ALGORITHMS]
+    show(tasks, rates, run_missing(cases, CASE, train, RESULTS, args.jobs))
+
+
 if __name__ == "__main__":
-    args = configure(__file__)
-    show(run_missing(cases(args), CASE, train, RESULTS, args.jobs))
+    main(configure(__file__))
