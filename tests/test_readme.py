@@ -62,7 +62,8 @@ def test_the_script_for_math(tmp_path):
     for path in [*REPO.glob("*.py"), *REPO.glob("*.txt")]:
         shutil.copy(path, tmp_path)
     (tmp_path / ".venv").symlink_to(REPO / ".venv")
-    config = tiny_config(vocab_size=len(byte_tokenizer()), hidden_size=128)
+    config = tiny_config(vocab_size=len(byte_tokenizer()), hidden_size=128,
+                         max_position_embeddings=8192)
     random_model(config).save_pretrained(tmp_path / "tiny")
     byte_tokenizer().save_pretrained(tmp_path / "tiny")
     (tmp_path / "small.py").write_text(
