@@ -104,13 +104,14 @@ STEPS = {"gsm8k": 25 * (7473 // 256), "math": 25 * ((7498 - 339) // 256)}
                                    "baselines.ppo"])
 def test_presets_hold_the_papers_settings(stage):
     """Every stage gets the paper's value of each constant that it has, whatever the model's size.
-    """
+    Long prompts are left out of training; an evaluation leaves none out."""
     for task, size in product(STEPS, ("1.5b", "3b", "7b")):
         presets = [REPO / f"config/{name}.py" for name in (task, size) if name != "1.5b"]
         constants = vars(arguments(import_module(stage), *presets))
         expected = {**PAPER, "task": task, "max_steps": STEPS[task]}.items()
         assert constants == constants | {k: v for k, v in expected if k in constants}
         assert constants["model"].lower() == f"qwen/qwen2.5-{size}"
+        assert ("max_prompt_tokens" in constants) == (stage != "evaluate")
 
 
 # ---- files ---------------------------------------------------------------------------------------
