@@ -1,7 +1,7 @@
 """How old may samples be? From 1 to 32 updates of the weights per sampling, with equally many
 updates in all. docs/claims.md says what follows from it.
 
-    python bench/lag.py              # five hours on two cores
+    python bench/lag.py              # about five hours on two cores
     python bench/lag.py --seeds=1 --rates=1 --tasks=facts
     python bench/lag.py --seeds=0    # only tables and picture, from bench/lag.jsonl
     python bench/lag.py --seeds=0 --rates=1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipeline on the arithmetic task: two to six minutes on two CPU cores, no download but
-# the packages.
+# The whole pipeline on the arithmetic task: four minutes on two CPU cores, no download but the
+# packages.
 source "$(dirname "$0")/setup.sh"
 
 [ -f data/arithmetic/model/config.json ] || python prepare.py  # prompts, and a small base model

@@ -20,8 +20,7 @@ source "$(dirname "$0")/setup.sh"
 seeds=${SEEDS:-0 1 2} equal=${EQUAL:-prompts}
 benchmarks=math500,minerva_math,olympiadbench,amc23
 stage="torchrun --nproc_per_node=${GPUS:-gpu}"
-model=$(python -c 'from lib.cli import configure; print(configure("train_apo.py").model)' \
-    config/math.py "$@")
+model=$(model_of config/math.py "$@")
 rebel="" grpo=""
 if [ "$equal" = generations ]; then
     rebel="--batch_size=128 --mini_batch_size=64" grpo="--batch_size=32 --mini_batch_size=16"

@@ -12,8 +12,7 @@ source "$(dirname "$0")/setup.sh"
 
 out=${OUT:-out/gsm8k}
 stage="torchrun --nproc_per_node=${GPUS:-gpu}"
-model=$(python -c 'from lib.cli import configure; print(configure("train_apo.py").model)' \
-    config/gsm8k.py "$@")
+model=$(model_of config/gsm8k.py "$@")
 
 python prepare.py --task=gsm8k "$@"
 $stage estimate_value.py config/gsm8k.py "$@" --out="$out"

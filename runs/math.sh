@@ -15,8 +15,7 @@ source "$(dirname "$0")/setup.sh"
 
 out=${OUT:-out/math} benchmarks=math500,minerva_math,olympiadbench,amc23
 stage="torchrun --nproc_per_node=${GPUS:-gpu}"
-model=$(python -c 'from lib.cli import configure; print(configure("train_apo.py").model)' \
-    config/math.py "$@")
+model=$(model_of config/math.py "$@")
 
 python prepare.py --task=math,$benchmarks "$@"
 $stage estimate_value.py config/math.py "$@" --out="$out"

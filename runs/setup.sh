@@ -29,3 +29,6 @@ if [ ! -e "$stamp" ]; then
     touch "$stamp"
 fi
 source .venv/bin/activate
+
+# The model that these presets name: model_of config/math.py config/7b.py
+model_of() { python -c 'from lib.cli import configure; print(configure("train_apo.py").model)' "$@"; }

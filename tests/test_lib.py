@@ -19,7 +19,7 @@ from lib.checkpoint import clean_checkpoints, find_checkpoint, load_checkpoint, 
 from lib.data import batch_at, fingerprint_prompts, subset
 from lib.distributed import foreseen, set_activity
 from lib.files import atomic_dir, atomic_file
-from lib.memory import choose, estimate
+from lib.memory import choose, estimate, in_words, make_plan
 from lib.run import Run, warnings_about
 from model import Config, Qwen2
 from train_apo import MAY_DIFFER
@@ -397,3 +397,15 @@ def test_the_micro_batch_is_the_fastest_that_fits():
         assert on_device["whole"] == round(bytes_each * total)
     alone, _ = estimate(shape, 1, 8192, "bfloat16", 2048, reference=False)
     assert alone["frozen weights"] == 0 and on_device["frozen weights"] == 2 * total / shards
+
+
+@pytest.mark.parametrize("longest, largest, tokens", [(300, 9000, 2048), (300, 600, 600),
+                                                      (9000, 90000, 9000)])
+def test_the_plan_has_room_for_a_micro_batch(longest, largest, tokens, capsys):
+    """Of 2,048 tokens, of all that the mini-batch has, or of one sequence that is longer."""
+    with torch.device("meta"):
+        shape = Qwen2(Config())
+    make_plan(shape, longest, largest, 512, "bfloat16", 2048, True, False, False)
+    on_device, _ = estimate(shape, 1, tokens, "bfloat16", 512, True,
+                            defer_sharding=largest > 2048)
+    assert f"needs about {in_words(on_device)} beside" in capsys.readouterr().out
