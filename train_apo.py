@@ -265,7 +265,7 @@ def main(args):
             group["lr"] = args.lr * decay(args, step)
         with run.phase("train"):
             # From the second update on, y comes from a slightly older policy, without importance
-            # ratio. Two updates did no harm; four or more can, unless V* is replaced by 0
+            # ratio. Two updates did no clear harm; four or more can, unless V* is replaced by 0
             # (docs/claims.md, "Older samples").
             for update in updates:
                 for micro in update.micro_batches:

@@ -20,6 +20,7 @@ The other baselines than V* are the mean reward of a prompt's samples in stage 1
 (--beta1=-1), from the same samples. The lines of "A*-PO, running mean" were run with commit
 4656bde, which had a running mean of the rewards as a third one; this script shows them only.
 """
+import math
 import os
 import queue
 import re
@@ -191,21 +192,22 @@ def run_missing(cases, keys, train, path, jobs):
 # ---- tables and picture --------------------------------------------------------------------------
 
 def spread(values, form="{:.2f}"):
-    """Median, and in brackets the smallest and largest of several."""
-    if len(values) < 2:
-        return "".join(map(form.format, values))
-    return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
+    """Median, and in brackets the smallest and largest of several. An infinite one is "never"."""
+    if len(values) > 1:
+        form = f"{form} ({form} to {form})"
+        values = statistics.median(values), min(values), max(values)
+    return form.format(*values).replace("inf", "never") if values else ""
 
 
 def first_time(run, cost, level):
     """The cost, a value for each evaluation, at which the sampled accuracy first was `level`,
-    interpolated linearly between evaluations; None if it never was."""
+    interpolated linearly between evaluations; infinite if it never was."""
     y = run["sampled"]
     for i in range(1, len(y)):
         if y[i] >= level:
             share = max(0, (level - y[i - 1]) / (y[i] - y[i - 1])) if y[i] > y[i - 1] else 0
             return cost[i - 1] + share * (cost[i] - cost[i - 1])
-    return None
+    return math.inf
 
 
 def costs(run, share=0):
@@ -213,7 +215,7 @@ def costs(run, share=0):
     prompts = [run["prompts_per_step"] * k for k in run["steps"]]
     found = {"prompts": prompts, "generations": [run["responses_per_prompt"] * p for p in prompts],
              "tokens": run["tokens"], "seconds": run["seconds"]}
-    first = run["stage_1"] or {}
+    first = (run["algorithm"] != "A*-PO, 0" and run["stage_1"]) or {}  # 0 needs no samples
     return {unit: [c + share * first.get(unit, 0) for c in cost] for unit, cost in found.items()}
 
 
@@ -241,10 +243,10 @@ def results_of(algorithm, its):
 
 
 def time_line(algorithm, its, level):
-    """What it takes to reach the accuracy `level`, with none, a part or all of stage 1."""
+    """What it takes to reach the accuracy `level`, with none, a part or all of stage 1. A run that
+    never reaches it counts as infinitely slow."""
     def of(unit, share=0, form="{:,.0f}"):
-        found = [first_time(run, costs(run, share)[unit], level) for run in its]
-        return spread([x for x in found if x is not None], form)
+        return spread([first_time(run, costs(run, share)[unit], level) for run in its], form)
 
     reached = sum(max(run["sampled"][1:]) >= level for run in its)
     return [algorithm, f"{reached} of {len(its)}", of("prompts"), of("generations"),

@@ -2,7 +2,7 @@ r"""How right and how fast is reward.py, compared with Math-Verify, and with the
 which compares strings? In one process and one run, on the pairs of bench/pairs.py, the tables of
 tests/test_reward.py, and bench/answers.txt, which was written to break it.
 
-    python bench/grader.py [data folder]    # about five minutes
+    python bench/grader.py FOLDER    # its files: FILES of bench/pairs.py; about five minutes
 """
 import logging
 import os
@@ -80,8 +80,7 @@ def find_worst_hostile_input():
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if sys.argv[1:] else REPO.parent / "shared" / "data"
-    built = pairs.pairs(folder)
+    built = pairs.pairs(Path(sys.argv[1]))
     compare_graders(built)
     compare_graders([("table", *pair) for pair in table(EQUAL, True) + table(DIFFERENT, False)])
     compare_graders(pairs.written_to_break_it())
