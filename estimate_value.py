@@ -30,8 +30,8 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
                       task_name, versions)
 from lib.distributed import all_gather, rank, run_stage, set_activity
 from lib.files import atomic_file, lock, write_jsonl
-from lib.samples import (PARTS, PROMPT_SETTINGS, describe, push_responses, read_published,
-                         read_samples, sample)
+from lib.samples import (PARTS, PROMPT_SETTINGS, Response, describe, push_responses,
+                         read_published, read_samples, sample)
 from lib.weights import fingerprint
 from model import open_model
 
@@ -72,13 +72,13 @@ def optimal_value(rewards, beta1):
 
 
 def finish(args, folder, rows, all_rows, samples, meta):
-    """Grade every sample there is, and write all to responses.jsonl and what was asked for to
-    values.pt. Returns (values, Graded). Raises OSError or ValueError with one line.
+    """Grade every sample there is, on all ranks, and write all to responses.jsonl and what was
+    asked for to values.pt. Returns (values, Graded). Raises OSError or ValueError with one line.
     """
     set_activity("grading")
     answers, n = {row["id"]: row for row in all_rows}, args.samples_per_prompt
-    graded = reward.grade([answers[i] for i, _ in samples], [s["text"] for s in samples.values()],
-                          [not s["finished"] for s in samples.values()])
+    graded = reward.grade([answers[i] for i, _ in samples],
+                          [Response([], s["text"], not s["finished"]) for s in samples.values()])
     for s, r in zip(samples.values(), graded.rewards, strict=True):
         s["reward"] = s["published"] if args.keep_rewards else r
     lost = sum((row["id"], i) not in samples for row in rows for i in range(n))
@@ -92,6 +92,8 @@ def finish(args, folder, rows, all_rows, samples, meta):
     values = {"ids": [row["id"] for row in rows], "rewards": column("reward"),
               "lengths": column("length").int(), "finished": column("finished"),
               "v_star": v_star, "meta": meta}
+    if rank > 0:
+        return values, graded
     by_id, of_prompt = dict(zip(values["ids"], v_star.tolist(), strict=True)), {}
     for (i, _), s in sorted(samples.items()):
         of_prompt.setdefault(i, []).append(s)
@@ -164,21 +166,20 @@ def main(args):
                 for k, i in missing]
         seconds, tokens = sample(engine, todo, os.path.join(folder, PARTS), meta,
                                  args.max_response_tokens, args.temperature)
-    if rank == 0:
-        with one_line_errors():
-            if not args.responses_from:
-                samples = read_samples(folder, meta)
-            values, graded = finish(args, folder, rows, all_rows, samples, meta)
-        print_summary(values, seconds, tokens)
-        if args.responses_from:
-            differ = [s["published"] != r
-                      for s, r in zip(samples.values(), graded.rewards, strict=True)]
-            print(f"  reward.py differs from the published rewards in {sum(differ):,} of "
-                  f"{len(differ):,} responses; V* is computed from "
-                  f"{'the published ones' if args.keep_rewards else 'those of reward.py'}")
-        print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
-        if args.push_to_hub:
-            push_responses(args.push_to_hub, rows, samples)
+    with one_line_errors():
+        if not args.responses_from:
+            samples = read_samples(folder, meta)
+        values, graded = finish(args, folder, rows, all_rows, samples, meta)
+    print_summary(values, seconds, tokens)
+    if args.responses_from:
+        differ = [s["published"] != r
+                  for s, r in zip(samples.values(), graded.rewards, strict=True)]
+        print(f"  reward.py differs from the published rewards in {sum(differ):,} of "
+              f"{len(differ):,} responses; V* is computed from "
+              f"{'the published ones' if args.keep_rewards else 'those of reward.py'}")
+    print(f"wrote {folder}/values.pt and {folder}/responses.jsonl")
+    if args.push_to_hub and rank == 0:
+        push_responses(args.push_to_hub, rows, samples)
 
 
 if __name__ == "__main__":

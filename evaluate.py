@@ -30,7 +30,7 @@ from lib.distributed import (all_gather, all_reduce_sum, device, rank, restart_t
 from lib.files import atomic_file, lock, read_json, write_jsonl
 from lib.samples import Response, read_parts, sample
 from lib.tables import results_folder, results_table
-from lib.weights import find_model, fingerprint, read_weights, stop_ids
+from lib.weights import fingerprint, read_weights, stop_ids
 from model import Qwen2, open_model
 
 import numpy as np
@@ -132,7 +132,7 @@ def make_jobs(args, name, tasks):
         jobs.append(Job(name, path, task_name(t), subset(rows, args.max_prompts, seed=0),
                         {"greedy": greedy, "samples": samples}))
     print_first_prompt(jobs[0].rows, tokenizer)
-    return jobs, (config, stop_ids(path, tokenizer))
+    return jobs, (config, stop_ids(path, tokenizer), tokenizer.get_vocab())
 
 
 def collect(args, job, kind, k, engine_with):
@@ -172,7 +172,7 @@ def measure(rows, responses):
     for kind, groups in responses.items():
         k = len(groups[0])
         repeated, flat = [row for row in rows for _ in range(k)], [r for g in groups for r in g]
-        graded = reward.start_grading(repeated, flat)()
+        graded = reward.grade(repeated, flat)
         rewards = np.array(graded.rewards).reshape(-1, k)                                  # (P, k)
         results |= accuracies(kind, rewards == 1)
         timed_out += graded.timed_out
@@ -191,11 +191,15 @@ def accuracies(kind, right):
     """Measures of the responses of a kind, "greedy" or "samples". right (P, k) bool."""
     k, counts = right.shape[1], right.sum(1).tolist()
     name = "greedy" if kind == "greedy" else f"avg@{k}"
-    if k == 1:
-        return {name: {"value": right.mean(), "ci95": wilson(right.mean(), len(right))}}
-    results = {name: mean_with_interval(right.mean(1))}
-    for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k]:  # pass@1 is avg@k
-        results[f"pass@{m}"] = mean_with_interval([pass_at_k(k, c, m) for c in counts])
+    by_name = {name: right.mean(1)}                                                        # (P,)
+    for m in [m for m in (2, 4, 8, 16, 32, 64, 128) if m < k] + [k] * (k > 1):  # pass@1 is avg@k
+        by_name[f"pass@{m}"] = [pass_at_k(k, c, m) for c in counts]
+    results = {name: mean_with_interval(x) for name, x in by_name.items()}
+    for name, x in by_name.items():
+        # Wilson's interval is that of one trial per prompt. It also says something where the spread
+        # between prompts does not: if no prompt was ever solved, or all of them always.
+        if k == 1 or len(set(x)) == 1:
+            results[name]["ci95"] = wilson(results[name]["value"], len(right))
     return results
 
 
@@ -241,12 +245,15 @@ def main(args):
               "the greedy response; for that alone, set --samples_per_prompt=0")
         check(args.samples_per_prompt or not args.kl_to,
               "--kl_to needs --samples_per_prompt of 1 or more")
-        other = find_model(args.kl_to) if args.kl_to else None
         jobs, shared = make_jobs(args, names[0], tasks)
+        if args.kl_to:
+            other, _, tokenizer = open_model(args.kl_to)
+            check(tokenizer.get_vocab() == shared[-1],
+                  f"--kl_to={args.kl_to} has other tokens than {names[0]}")
         for name in names[1:]:
             more, its = make_jobs(args, name, tasks)
-            check(its == shared, f"{name} has another shape than {names[0]}, or other tokens that "
-                  "end a response; evaluate them one at a time")
+            check(its == shared, f"{name} has another shape or other tokens than {names[0]}, or "
+                  "others that end a response; evaluate them one at a time")
             jobs += more
     longest = max(len(row["tokens"]) for job in jobs for row in job.rows)
     engine, loaded = None, None
@@ -274,13 +281,14 @@ def main(args):
             results, records = measure(job.rows, responses)
         if results["truncated"] > 0.5:
             print("warning: most responses were truncated; raise --max_response_tokens")
-        if other:
+        if args.kl_to:
             set_activity(f"KL of {job.path} on {job.task}")
             if engine:
                 engine.sleep()
             results |= kl_divergence(args, job.path, other, job.rows, responses["samples"])
         results["settings"] = {"samples_per_prompt": args.samples_per_prompt,
-                               **job.settings["samples"]}
+                               "max_prompts": args.max_prompts,
+                               "reward": reward.fingerprint(job.rows), **job.settings["samples"]}
         by_model[job.model][job.task] = results
         if rank == 0:
             folder = results_folder(job.model)

@@ -39,12 +39,12 @@ PANELS = {"reward": "training reward", "steps": "held-out accuracy (dashed: gree
 # ---- pictures ------------------------------------------------------------------------------------
 
 def plot_runs(runs, png):
-    """Draw runs over each other. runs: {folder: lines of its metrics.jsonl}; png: the picture."""
+    """Draw runs over each other. runs: {name: lines of its metrics.jsonl}; png: the picture."""
     figure, grid = plt.subplots(3, 3, figsize=(12, 9), layout="constrained")
     axes = dict(zip(PANELS, grid.flat, strict=True))
-    for (folder, metrics), colour in zip(runs.items(), cycle(COLOURS), strict=False):
+    for (name, metrics), colour in zip(runs.items(), cycle(COLOURS), strict=False):
         for key in PANELS.keys() & metrics[0].keys():
-            draw_metric(axes[key], metrics, key, colour, os.path.basename(folder))
+            draw_metric(axes[key], metrics, key, colour, name)
         for suffix, style in (("_sampled", "-"), ("", "--")):
             steps, seconds, accuracy = accuracies(metrics, suffix)
             for key, x in (("steps", steps), ("seconds", seconds)):
@@ -90,11 +90,10 @@ def accuracies(metrics, suffix):
 
 def draw_phases(ax, runs):
     """A bar per run: the median seconds of a step's phases."""
-    names = [os.path.basename(folder) for folder in runs]
     heights = np.array([[*median_seconds(metrics).values()] for metrics in runs.values()])
     bottoms = heights.cumsum(1) - heights                                          # (runs, phases)
     for phase, height, bottom, colour in zip(PHASES, heights.T, bottoms.T, COLOURS, strict=False):
-        ax.bar(names, height, 0.5, bottom, color=colour, label=phase)
+        ax.bar([*runs], height, 0.5, bottom, color=colour, label=phase)
     ax.set_xlim(-0.6, len(runs) + 0.4)  # room for the legend
     ax.legend(loc="upper right", fontsize=8)
 
@@ -117,6 +116,8 @@ def write_report(folder):
     metrics = read_jsonl(f"{folder}/metrics.jsonl", ("step",))
     plot_runs({folder: metrics}, f"{folder}/curves.png")
     training = read_json(f"{folder}/model/training.json")
+    if training.get("steps") != metrics[-1]["step"] + 1:
+        training = {}  # the model is an earlier run's
     files = sorted(glob(f"{folder}/eval-{'[0-9]' * 6}.jsonl"))
     evaluations = {int(f[-12:-6]): read_jsonl(f, ("id", "greedy")) for f in files[:1] + files[-1:]}
     measured = [accuracy(metrics), measured_afterwards(folder, training)]
@@ -151,7 +152,7 @@ def accuracy(metrics):
 def measured_afterwards(folder, training):
     """The table of evaluate.py, if it has measured the model; beside it the initial model."""
     results = read_json(f"{folder}/model/eval.json")
-    if not results:
+    if not (training and results):
         return ""
     base = training["constants"]["model"]
     of_base = read_json(f"{results_folder(base)}/eval.json")
@@ -159,7 +160,9 @@ def measured_afterwards(folder, training):
     def settings(found):
         return [found.get(task, {}).get("settings", {}) | {"model": ""} for task in results]
 
-    both = {base: of_base} if settings(of_base) == settings(results) else {}
+    both = {}
+    if settings(of_base) == settings(results):
+        both[base] = {task: of_base[task] for task in results}
     table = results_table({**both, f"{folder}/model": results})
     return f"## Measured by evaluate.py, with 95% intervals\n\n{table}"
 
@@ -263,8 +266,9 @@ def main(folders):
         print(f"wrote {write_report(folder)}")
     if len(folders) > 1:
         png = f"{folders[-1]}/compare.png"
-        plot_runs({folder: read_jsonl(f"{folder}/metrics.jsonl", ("step",)) for folder in folders},
-                  png)
+        common = os.path.commonpath(folders)
+        plot_runs({os.path.relpath(folder, common): read_jsonl(f"{folder}/metrics.jsonl", ("step",))
+                   for folder in folders}, png)
         print(f"wrote {png}")
 
 

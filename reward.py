@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -68,8 +69,9 @@ def load_task(name):
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in built_in.glob("*.py")))
         raise FileNotFoundError(f"there is no task {name!r}; it can be {known}, or a Python file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"task_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as e:
@@ -107,14 +109,16 @@ class Graded(NamedTuple):
     timed_out: list   # bool: grading was ended at answer_limit or memory_limit; the reward is 0.0
 
 
-def grade(rows, texts, truncated):
-    """Grade a batch in this process's pool. Returns Graded.
-
-    rows: data rows with "task" and "answer"; texts: the responses (str); truncated: whether each
-    was truncated (bool). Raises ValueError with one line if a reward function raises, or returns
-    anything but a number from 0 to 1: then the function is wrong, not the response.
+def grade(rows, responses):
+    """Grade any number of responses, as start_grading() does. Slow rewards of many responses may
+    take hours: after each part the ranks hear from each other, so that none is thought to hang.
     """
-    return results(submit(rows, texts, truncated))
+    graded = Graded([], [])
+    for i in range(0, len(rows), 1024):
+        for whole, part in zip(graded, start_grading(rows[i:i + 1024], responses[i:i + 1024])(),
+                               strict=True):
+            whole += part
+    return graded
 
 
 def start_grading(rows, responses):
@@ -122,19 +126,22 @@ def start_grading(rows, responses):
 
     rows: data rows with "task" and "answer"; responses: objects with .text and .truncated. Both are
     of the whole batch, the same on all ranks. Returns a function, also a collective, that waits for
-    all ranks and returns Graded of the whole batch. It raises what grade() raises.
+    all ranks and returns Graded of the whole batch. That function raises ValueError with one line
+    if a reward function raises, crashes, or returns anything but a number from 0 to 1: then the
+    function is wrong, not the response.
     """
     # Not imported at the top, because grading processes import this file, too: torch, which
     # lib.distributed imports, would cost each of them seconds and memory.
     from lib.distributed import all_gather, rank, world_size
     part = slice(rank, None, world_size)
-    futures = submit(rows[part], [response.text for response in responses[part]],
-                     [response.truncated for response in responses[part]])
+    futures = [pool().submit(grade_one, row["task"], response.text, row["answer"],
+                             not response.truncated)
+               for row, response in zip(rows[part], responses[part], strict=True)]
 
     def wait():
         graded = Graded([None] * len(rows), [None] * len(rows))
         try:
-            mine = results(futures)
+            mine = [*zip(*(future.result() for future in futures), strict=True)] or [(), ()]
         except ValueError as e:  # on one rank; all ranks have to know
             mine = str(e)
         for other, part_of_other in enumerate(all_gather(mine)):
@@ -142,25 +149,12 @@ def start_grading(rows, responses):
                 raise ValueError(part_of_other)
             for whole, values in zip(graded, part_of_other, strict=True):
                 whole[other::world_size] = values
+        if any(graded.timed_out):
+            print(f"warning: {sum(graded.timed_out)} of {len(rows)} answers took over "
+                  f"{answer_limit:g} s or too much memory to grade, and count as wrong")
         return graded
 
     return wait
-
-
-def submit(rows, texts, truncated):
-    """A future for each response, of the pair that grade_one() returns."""
-    return [pool().submit(grade_one, row["task"], text, row["answer"], not is_truncated)
-            for row, text, is_truncated in zip(rows, texts, truncated, strict=True)]
-
-
-def results(futures):
-    """Wait for what submit() returned. Returns Graded."""
-    pairs = [future.result() for future in futures]
-    graded = Graded([reward for reward, _ in pairs], [timed_out for _, timed_out in pairs])
-    if any(graded.timed_out):
-        print(f"warning: {sum(graded.timed_out)} of {len(pairs)} answers took over "
-              f"{answer_limit:g} s or too much memory to grade, and count as wrong")
-    return graded
 
 
 @cache
@@ -190,11 +184,12 @@ def grade_one(task, response, answer, finished):
     except BrokenPipeError:
         reply = b""
     if not reply:  # it was killed, by its timer or because it needed too much memory
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what the reward function has started
         process.communicate()  # closes the pipes and waits
-        if process.returncode not in (-signal.SIGALRM, -signal.SIGKILL):
-            raise RuntimeError(f"a grading process ended with status {process.returncode}")
-        return 0.0, True
-    reward = json.loads(reply)
+        if process.returncode in (-signal.SIGALRM, -signal.SIGKILL):
+            return 0.0, True
+    reward = json.loads(reply or f'"crashed with status {process.returncode}"')
     if isinstance(reward, str):
         raise ValueError(f"the reward of task {task} {reward}, for the response "
                          f"{response[:200]!r} and the answer {answer!r}")
@@ -209,11 +204,14 @@ def serve():
     when it runs out, the kernel ends the process, even in the middle of a long computation in C.
     The process ends with its input, so also when its parent is killed.
     """
-    replies, sys.stdout = sys.stdout, sys.stderr  # what a reward function prints is no reply
+    # Neither a reward function nor a process that it starts must reach the pipes of this one.
+    requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the stage may still want this batch's grades
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
-    for line in sys.stdin:
+    for line in requests:
         task, *arguments = json.loads(line)
         try:
             function = load_task(task).reward  # loading a task takes none of the answer's time

@@ -144,7 +144,7 @@ def read_inputs(args, suffix=""):
     lock(folder)
     return Inputs(folder, path, config, tokenizer, rows, subset(test, args.eval_prompts, seed=0),
                   {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
-                   "reward": reward.fingerprint(rows + test)})
+                   "reward": reward.fingerprint(rows)})
 
 
 @one_line_errors()

@@ -18,6 +18,7 @@ logging.disable(logging.WARNING)  # Math-Verify's, about timeouts
 
 import reward  # noqa: E402
 from bench import pairs, paper_grader  # noqa: E402
+from lib.samples import Response  # noqa: E402
 
 from test_reward import DIFFERENT, EQUAL, HOSTILE, table  # noqa: E402
 
@@ -65,9 +66,10 @@ def compare_graders(built):
 def grade_a_batch(built):
     some = built[::len(built) // 5000][:5000]
     rows = [{"task": "math", "answer": answer} for _, _, answer, _ in some]
-    texts = [f"{'so ' * 500}\\boxed{{{prediction}}}" for _, prediction, _, _ in some]
-    reward.grade(rows[:100], texts[:100], [False] * 100)  # starts the processes
-    graded, ms = timed(reward.grade, rows, texts, [False] * 5000)
+    responses = [Response([], f"{'so ' * 500}\\boxed{{{prediction}}}", False)
+                 for _, prediction, _, _ in some]
+    reward.grade(rows[:100], responses[:100])  # starts the processes
+    graded, ms = timed(reward.grade, rows, responses)
     processes = min(16, os.cpu_count())
     print(f"\n5,000 responses in a batch: {ms / 1000:.2f} s in {processes} processes; "
           f"{sum(graded.timed_out)} ran out of time")

@@ -44,11 +44,16 @@ def find_checkpoint(folder, constants, may_differ):
         saved = read_json(f"{path}/checkpoint.json")["constants"]
     except (OSError, ValueError, KeyError) as e:
         raise ValueError(damaged(path, e)) from None
+    check_constants(path, saved, constants, may_differ)
+    return path, int(path[-6:])
+
+
+def check_constants(path, saved, constants, may_differ):
+    """Raises ValueError if what is in `path` was trained with other constants than these."""
     for name, value in constants.items():
         check(name in may_differ or saved.get(name) == value,
               f"{path} was trained with {name} = {saved.get(name)!r}, this run has {value!r}; "
               "choose another --out, or start anew with --resume=False")
-    return path, int(path[-6:])
 
 
 def damaged(path, error):

@@ -52,6 +52,14 @@ class Run:
                   f"{self.checkpoint} continues it: put it back, or start anew with --resume=False")
             rows = read_jsonl(self.metrics_path, ("step",))
             self.history = [m for m in rows if m["step"] < self.step]
+        elif resume and max_steps and (trained := read_json(f"{folder}/model/training.json")):
+            # A run that wrote no checkpoints, or whose checkpoints were deleted.
+            checkpoint.check_constants(f"{folder}/model", trained["constants"], constants,
+                                       may_differ)
+            self.step = trained["steps"]
+            check(self.step >= max_steps, f"{folder}/model was trained in {self.step} steps, and "
+                  "no checkpoint is left from which it could continue; choose another --out, or "
+                  "start anew with --resume=False")
         self.saved_step = self.step
         self.warned_step = -10      # when something was last warned about
         # measure_accuracy(path) measures the engine's policy, and writes its responses to `path`:
@@ -61,8 +69,8 @@ class Run:
     def is_finished(self):
         """Whether <folder>/model is the result of all steps already."""
         steps = read_json(f"{self.folder}/model/training.json").get("steps")
-        return (bool(self.checkpoint) and steps == self.step >= self.max_steps
-                and "accuracy" in self.history[-1])
+        return (steps == self.step >= self.max_steps > 0
+                and (not self.checkpoint or "accuracy" in self.history[-1]))
 
     def start(self, engine, policy, optimizer, trained=None):
         """Load the checkpoint, if there is one, and bring the weights to the engine.

@@ -10,13 +10,13 @@ def results_folder(model):
 
 
 def results_table(by_model):
-    """Models side by side, a line per task and measure. by_model: {name: contents of eval.json},
-    with the same tasks for all."""
-    first, *_ = by_model.values()
+    """Models side by side, a line per task and measure. by_model: {name: contents of eval.json}."""
+    keys = dict.fromkeys((task, key) for results in by_model.values()
+                         for task in results for key in results[task] if key != "settings")
     return as_markdown([["", *by_model]] + [
         [f"{task}, {key.replace('_', ' ')}",
          *(cell(key, results[task].get(key, "")) for results in by_model.values())]
-        for task in first for key in first[task] if key != "settings"])
+        for task, key in keys])
 
 
 def as_markdown(lines):

@@ -4,6 +4,7 @@ training, stage 1's bookkeeping, and the statistics of an evaluation. Nothing he
 import math
 import os
 import re
+import shutil
 import statistics
 from itertools import combinations
 from pathlib import Path
@@ -284,7 +285,8 @@ def test_what_a_run_may_change_and_what_it_may_not(train, capsys):
     assert os.listdir(f"{OUT}/ckpt") == []
     whole, test = metrics_of(OUT), Path("data/arithmetic/test.jsonl")
     test.write_text(re.sub(r'"answer": "\d+"', '"answer": "-1"', test.read_text()))
-    train(train_apo, save_every=3, micro_batch_tokens=100, checkpoint_activations=True, **constants)
+    train(train_apo, save_every=3, micro_batch_tokens=100, checkpoint_activations=True,
+          resume=False, **constants)
     again = metrics_of(OUT)
     for a, b in zip(whole, again, strict=True):
         for key in ("loss", "kl", "reward", "grad_norm", "entropy"):
@@ -295,12 +297,16 @@ def test_what_a_run_may_change_and_what_it_may_not(train, capsys):
         *names} <= again[0].keys() | again[-1].keys()
     assert sorted(os.listdir(f"{OUT}/ckpt")) == ["step-000003", "step-000004"]
 
-    with pytest.raises(SystemExit, match="lr = 0.001, this run has 1e-05"):
-        train(train_apo, lr=1e-5, **constants)
-    with pytest.raises(SystemExit):
-        train(train_apo, **constants)
-    assert (f"{OUT} is trained: 4 steps; start anew with --resume=False or another --out"
-            in capsys.readouterr().out and again == metrics_of(OUT))
+    for checkpoints in sorted(os.listdir(f"{OUT}/ckpt")), []:  # a user may delete them
+        assert sorted(os.listdir(f"{OUT}/ckpt")) == checkpoints
+        with pytest.raises(SystemExit, match="lr = 0.001, this run has 1e-05"):
+            train(train_apo, lr=1e-5, **constants)
+        with pytest.raises(SystemExit):
+            train(train_apo, **constants)
+        assert (f"{OUT} is trained: 4 steps; start anew with --resume=False or another --out"
+                in capsys.readouterr().out and again == metrics_of(OUT))
+        shutil.rmtree(f"{OUT}/ckpt")
+        os.mkdir(f"{OUT}/ckpt")
     values = torch.load(f"{OUT}/values.pt")
     torch.save(values | {"v_star": values["v_star"] + 0.1}, f"{OUT}/values.pt")
     with pytest.raises(SystemExit, match="with fingerprint of values = "):
@@ -436,6 +442,9 @@ def test_intervals_count_prompts_not_samples(k, tmp_path):
         assert results[name]["value"] == 0.5
         assert results[name]["ci95"] == pytest.approx([0.5 - half, 0.5 + half])
     assert results["greedy"] == {"value": 0.5, "ci95": wilson(0.5, 4)}
+    assert evaluate.accuracies("samples", torch.zeros(4, k, dtype=bool).numpy()) == dict.fromkeys(
+        ("pass@2", *([f"pass@{m}" for m in (4, 8) if m <= k]), f"avg@{k}"),
+        {"value": 0.0, "ci95": wilson(0.0, 4)})  # not an interval of width 0
     assert results["truncated"] == 0 and not {"reward", "pass@1"} & results.keys()
     path, engine = tmp_path / "eval-000004.jsonl", SimpleNamespace(generate=generate)
     assert evaluate.held_out_accuracy(engine, rows, 0, 32, path) == dict.fromkeys(

@@ -215,8 +215,15 @@ def test_models_that_stop_at_other_tokens_are_not_evaluated_together(folder):
     Path("other/generation_config.json").write_text('{"eos_token_id": [256, 65]}')
     assert stop_ids("other", tokenizer) == {256, 65}
     assert fingerprint(MODEL) != fingerprint("other")
-    assert f"other has another shape than {MODEL}, or other tokens that end a response" in error(
+    assert f"other has another shape or other tokens than {MODEL}, or others that end a" in error(
         evaluate, model=f"{MODEL},other")
+    other = Path("other/tokenizer.json")
+    changed = json.loads(other.read_text())
+    vocab = changed["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    other.write_text(json.dumps(changed))
+    assert f"--kl_to=other has other tokens than {MODEL}" in error(
+        evaluate, model=MODEL, kl_to="other")
 
 
 def test_results_of_a_folder_that_can_not_be_written(folder, monkeypatch):

@@ -55,7 +55,8 @@ def folder(tmp_path, monkeypatch):
                             "lr": 1e-6, "chat_template": False, "max_response_tokens": 64}},
              "out/a/model/config.json": {"hidden_size": 1536, "num_hidden_layers": 28},
              "out/a/model/eval.json": {"math500": result(0.5)},
-             "out/eval/Qwen/Qwen2.5-1.5B/eval.json": {"math500": result(0.25)}}
+             "out/eval/Qwen/Qwen2.5-1.5B/eval.json":
+             {"gsm8k": result(0.75), "math500": result(0.25)}}
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
@@ -95,13 +96,14 @@ def test_every_number_of_a_report_and_a_card(folder):
     assert "neither" not in text and report.fenced("x" * 5000).count("x") == 1501  # and one in text
     assert "base_model: Qwen/Qwen2.5-1.5B\n" in card
     assert "llm.generate(['prompt 0'], params)" in card
+    assert "gsm8k" not in text  # another run's task, on which the base model was measured, too
     assert "(curves.png)" in text and (folder / "curves.png").stat().st_size > 5000
 
 
 def test_a_report_of_less(folder):
-    """A run that is not finished, without stage 1 and without evaluations, has a report, too."""
-    for name in ("values.pt", "model/training.json", "model/eval.json",
-                 *(f"eval-{i:06d}.jsonl" for i in (0, 4, 12))):
+    """A run that is not finished, without stage 1 and without evaluations, has a report, too. The
+    model in its folder is an earlier run's."""
+    for name in ("values.pt", *(f"eval-{i:06d}.jsonl" for i in (0, 4, 12))):
         (folder / name).unlink()
     write_jsonl(folder / "metrics.jsonl", [{"step": 0, "reward": 0.5, "seconds_step": 2.0}])
     report.write_report("out/a")
@@ -113,18 +115,20 @@ def test_a_report_of_less(folder):
 
 
 def test_runs_over_each_other(folder, monkeypatch, capsys):
-    """Every panel has a line per run, or one of each accuracy, which says what the metrics say. A
-    long run is smoothed. A folder without a run is an error in one line."""
-    write_jsonl("out/b/metrics.jsonl", metrics(5, v_star=0.5))
+    """Every panel has a line per run, or one of each accuracy, which says what the metrics say,
+    and its name is what differs between their folders. A long run is smoothed. A folder
+    without a run is an error in one line."""
+    write_jsonl("out/long/a/metrics.jsonl", metrics(5, v_star=0.5))
     write_jsonl("out/long/metrics.jsonl", metrics(400))
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)
-    report.main(["out/a/", "out/long", "out/b"])
+    report.main(["out/a/", "out/long", "out/long/a"])
     assert capsys.readouterr().out.splitlines() == [
-        *(f"wrote out/{name}/report.md" for name in ("a", "long", "b")), "wrote out/b/compare.png"]
+        *(f"wrote out/{name}/report.md" for name in ("a", "long", "long/a")),
+        "wrote out/long/a/compare.png"]
     axes = {ax.get_title(): ax for ax in figures[-1].axes}
     assert len(axes) == 8 and [text.get_text() for text in axes["training reward"].get_legend()
-                               .get_texts()] == ["a", "long", "b"]
+                               .get_texts()] == ["a", "long", "long/a"]
     reward = axes["training reward"].get_lines()
     assert len(reward) == 4 and reward[0].get_ydata() == pytest.approx(
         [m["reward"] for m in metrics()])
@@ -134,6 +138,6 @@ def test_runs_over_each_other(folder, monkeypatch, capsys):
     assert list(seconds[4].get_xdata()) == pytest.approx([0, 6 + 7 + 8 + 9 + 10])
     assert report.median_seconds(metrics(5)) == {"generate": 4, "reference": 0.5, "grade": 0.25,
                                                  "train": 3, "sync": 0.125, "rest": 0.125}
-    assert plt.imread("out/b/compare.png").shape[:2] == (900, 1200)
+    assert plt.imread("out/long/a/compare.png").shape[:2] == (900, 1200)
     with pytest.raises(SystemExit, match="out/c/metrics.jsonl: no such file"):
         report.main(["out/c"])

@@ -11,8 +11,8 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 
 import lib.answers
 import lib.distributed
@@ -21,6 +21,7 @@ import reward
 from bench import pairs
 from bench.pairs import written_to_break_it
 from lib.files import read_jsonl
+from lib.samples import Response
 from reward import is_equivalent, last_boxed, load_task
 
 import pytest
@@ -253,7 +254,11 @@ def task(tmp_path):
 
 
 def grade(task, *texts):
-    return reward.grade([{"task": task, "answer": "5"}] * len(texts), texts, [False] * len(texts))
+    return reward.grade([{"task": task, "answer": "5"}] * len(texts), responses_of(texts))
+
+
+def responses_of(texts, truncated=None):
+    return [Response([], *pair) for pair in zip(texts, truncated or cycle([False]), strict=False)]
 
 
 def processes(parent=None):
@@ -276,13 +281,13 @@ def test_a_batch_is_graded_in_its_order():
     rows = [{"task": task, "answer": a} for a, *_ in equal for task in ("math", "arithmetic")]
     texts = [f"#### {b}\n\\boxed{{{b}}} \ud800" for _, b, _ in equal for _ in range(2)]
     truncated = [i % 3 == 0 for i in range(len(rows))]
-    graded = reward.grade(rows, texts, truncated)
+    graded = reward.grade(rows, responses_of(texts, truncated))
     assert graded.rewards == [
         load_task(row["task"]).reward(text, row["answer"], not is_truncated)
         for row, text, is_truncated in zip(rows, texts, truncated, strict=True)]
     assert graded.rewards[::2] == [float(not is_truncated) for is_truncated in truncated[::2]]
     assert sum(graded.rewards[3::6]) > 10  # truncated sums
-    assert not any(graded.timed_out) and reward.grade([], [], []) == ([], [])
+    assert not any(graded.timed_out) and reward.grade([], []) == ([], [])
 
 
 def test_a_users_reward_is_a_number_from_0_to_1(task):
@@ -310,6 +315,36 @@ def test_what_exceeds_a_limit_earns_0(task, capsys):
     assert grade(str(slow), "1", "1").rewards == [1.0, 1.0]
 
 
+def test_what_a_reward_starts_has_limits_too(tmp_path):
+    """The processes that a reward function starts can't reach the pipes to the stage, end when it
+    takes too long, and its crash is an error of one line."""
+    task = tmp_path / "mine.py"
+    task.write_text("""from __future__ import annotations
+import os, subprocess, sys
+from dataclasses import dataclass
+
+@dataclass
+class Result:
+    status: int
+
+def rows(split): ...
+
+def reward(response, answer, finished):
+    if response == "crash":
+        os.abort()
+    return float(Result(subprocess.run([sys.executable, "-c", response]).returncode).status == 0)
+""")
+    sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+    graded = grade(str(task), "print(1)", "1 / 0", "input()", "print('x')", "1 / 0",
+                   f"{sleeper}; time.sleep(60)", "")
+    assert graded.rewards == [1, 0, 0, 1, 0, 0, 1] and sum(graded.timed_out) == 1
+    time.sleep(0.3)
+    ps = subprocess.run(["ps", "-o", "stat=", (tmp_path / "pid").read_text()], capture_output=True)
+    assert ps.stdout.strip() in (b"", b"Z")  # Z: dead, and not reaped yet
+    with pytest.raises(ValueError, match="mine.py crashed with status -6, for the response 'cra"):
+        grade(str(task), "print(1)", "crash")
+
+
 def test_a_killed_grading_process_is_replaced(task):
     """Ctrl-C and SIGTERM don't end one."""
     grade(task, *["1"] * 20)
@@ -329,9 +364,11 @@ def test_no_process_is_left_behind(task, tmp_path):
     """A stage is killed while one grading process is idle and the other one hangs: both end."""
     stage = subprocess.Popen([sys.executable, "-c", f"""
 import reward
+from lib.samples import Response
 rows = [{{"task": {task!r}, "answer": "5"}}] * 99
-print(reward.grade(rows, ["1"] * 99, [False] * 99).rewards[0], flush=True)
-reward.grade(rows, ["9 ** 9 ** 9"] + ["1"] * 98, [False] * 99)
+one, endless = (Response([], text, False) for text in ("1", "9 ** 9 ** 9"))
+print(reward.grade(rows, [one] * 99).rewards[0], flush=True)
+reward.grade(rows, [endless] + [one] * 98)
 """], cwd=tmp_path, stdout=subprocess.PIPE)
     assert stage.stdout.readline() == b"1.0\n"
     time.sleep(0.3)
@@ -347,11 +384,11 @@ def test_ranks_grade_a_batch_together(task, monkeypatch):
     def graded_on(rank, texts, all_gather):
         for name, value in (("rank", rank), ("world_size", 3), ("all_gather", all_gather)):
             monkeypatch.setattr(lib.distributed, name, value)
-        responses = [SimpleNamespace(text=text, truncated=False) for text in texts]
-        return reward.start_grading([{"task": task, "answer": "5"}] * len(texts), responses)()
+        return reward.start_grading([{"task": task, "answer": "5"}] * len(texts),
+                                    responses_of(texts))()
 
     texts = ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]
-    parts = [grade(task, *texts[rank::3]) for rank in range(3)]
+    parts = [[*map(tuple, grade(task, *texts[rank::3]))] for rank in range(3)]
     for rank in range(3):
         mine = []
         graded = graded_on(rank, texts, lambda part, mine=mine: mine.append(part) or parts)

@@ -13,7 +13,7 @@ import reward
 import train_apo
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
-from lib.samples import load_values
+from lib.samples import Response, load_values
 from prepare import byte_tokenizer
 
 import pytest
@@ -67,10 +67,10 @@ def test_benchmarks(tmp_path, monkeypatch):
         rows = read_jsonl(f"data/{task}/test.jsonl", ())
         assert len(rows) == count and os.listdir(f"data/{task}") == ["test.jsonl"]
         assert all(row["prompt"].endswith(r"the final answer within \boxed{}.") for row in rows)
-        texts = [rf"So it is $\boxed{{{row['answer']}}}$." for row in rows]
-        graded = reward.grade(rows, texts, [False] * count)
+        responses = [Response([], rf"So it is $\boxed{{{row['answer']}}}$.", False) for row in rows]
+        graded = reward.grade(rows, responses)
         assert [row["answer"] for row, r in zip(rows, graded.rewards, strict=True) if r != 1] == []
-        graded = reward.grade(rows, [*texts[1:], texts[0]], [False] * count)
+        graded = reward.grade(rows, [*responses[1:], responses[0]])
         for row, other, r in zip(rows, [*rows[1:], rows[0]], graded.rewards, strict=True):
             assert r == reward.is_equivalent(row["answer"], other["answer"]), (row, other)
         assert sum(graded.rewards) < 0.1 * count

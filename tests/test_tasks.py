@@ -228,7 +228,7 @@ def test_own_rows(tmp_path, monkeypatch, capsys):
     assert len(test) == 5 and {r["id"] for r in train + test} == {r["id"] for r in mine}
     assert not {r["id"] for r in train} & {r["id"] for r in test}
     loaded = load_prompts("mine", "test", byte_tokenizer(), 0, 99, 9)
-    graded = reward.grade(loaded, [f"#### {r['answer']}" for r in loaded], [False] * 5)
+    graded = reward.grade(loaded, [Response([], f"#### {r['answer']}", False) for r in loaded])
     assert graded.rewards == [1.0] * 5
     write_jsonl("both/train.jsonl", mine[:3])
     write_jsonl("both/test.jsonl", [{"prompt": "?", "answer": "1"}, {"prompt": "?", "answer": ""}])
