@@ -32,8 +32,8 @@ def export(path):
     check(fingerprint(initial_model) == constants["fingerprint of model"],
           f"{constants['model']} is not the model any more with which {path} began")
     dtype, steps = getattr(torch, constants["dtype"]), path[-6:]
-    rank, alpha = constants.get("lora_rank"), constants.get("lora_alpha")
-    policy = Qwen2.from_pretrained(initial_model, dtype, lora=(rank, alpha) if rank else None)
+    lora = constants.get("lora_rank", 0), constants.get("lora_alpha", 0.0)
+    policy = Qwen2.from_pretrained(initial_model, dtype, lora=lora)
     weights = {name: p.data for name, p in policy.named_parameters() if p.requires_grad}
     saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     if any(name.startswith("policy.policy.") for name in saved):  # PPO's hold the critic, too

@@ -22,6 +22,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import NamedTuple
 
+from lib import memory
 from lib.cli import check
 from lib.distributed import cuda, device, rank, world_size
 from lib.weights import check_weights, find_model, read_weights, weight_files
@@ -42,10 +43,7 @@ accepted = inspect.signature(varlen_attn).parameters
 VARLEN_ARGUMENTS = ({"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
                     ) | ({"enable_gqa": True} if "enable_gqa" in accepted else {})
 
-# Tokens whose logits exist at the same time. Of Qwen2.5's, 512 x 151,936 in float32 are 311 MB; on
-# CUDA few large chunks are faster, since each adds once to the float32 gradient of the head.
-LOGPS_CHUNK_GPU = 2048
-LOGPS_CHUNK = LOGPS_CHUNK_GPU if cuda else 512
+LOGPS_CHUNK = memory.LOGPS_CHUNK[cuda]  # tokens whose logits exist at the same time
 
 
 @dataclass
@@ -476,10 +474,11 @@ class Qwen2(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_name, dtype=torch.float32, device="cpu", shard=None,
-                        lora=None):
+                        lora=(0, 0.0)):
         """Load a Hugging Face checkpoint; every name and shape must be there, and no other.
 
-        lora: (rank, alpha) of the adapters that it is to have, which are float32 and trained.
+        lora: (rank, alpha) of the adapters that it is to have, which are float32 and trained;
+        rank 0: none.
         shard, if given, is called with the model before memory is allocated for it (shard_model);
         then each process keeps only its own part. Raises FileNotFoundError or ValueError.
         """
@@ -487,11 +486,10 @@ class Qwen2(nn.Module):
         check_checkpoint(path)
         with torch.device("meta"):
             model = cls(Config.from_pretrained(path)).to(dtype)
+            if lora[0]:
+                model.add_adapters(*lora)
         with open(os.path.join(path, "config.json")) as f:
             model.hf_config = json.load(f)
-        if lora:
-            with torch.device("meta"):
-                model.add_adapters(*lora)
         if shard:
             shard(model)
         model.to_empty(device=device)
@@ -631,11 +629,13 @@ def shard_model(model, compute_dtype, offload=False, pin=False):
     fully_shard(model, **settings)
 
 
-def load_sharded(kind, path, dtype, compute_dtype, plan, compile=False, lora=None):
+def load_sharded(kind, path, dtype, compute_dtype, plan, compile=False, lora=(0, 0.0)):
     """A model of the class `kind` with the weights in `path`, kept in `dtype` and sharded over all
-    ranks. plan: how it uses memory (lib.memory.Plan); compile: see compile_layers; lora: see
-    from_pretrained."""
-    model = kind.from_pretrained(path, dtype, "cpu" if plan.offload else device,
+    ranks. plan: how it uses memory (lib.memory.Plan); compile: see compile_layers; lora: (rank,
+    alpha) of its adapters, under which its frozen weights are kept in compute_dtype; rank 0: none.
+    """
+    model = kind.from_pretrained(path, compute_dtype if lora[0] else dtype,
+                                 "cpu" if plan.offload else device,
                                  partial(shard_model, compute_dtype=compute_dtype,
                                          offload=plan.offload, pin=plan.pin), lora)
     model.checkpoint_activations = plan.recompute

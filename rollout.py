@@ -75,7 +75,8 @@ class Engine:
                 use_tqdm_on_load=False, disable_log_stats=True, **whole_prompts)
         self.tokenizer = self.llm.get_tokenizer()
         barrier()
-        unlink_shared_memory()
+        if tp > 1:
+            unlink_shared_memory()
         self.memory = memory_in_use()  # bytes, not counted as the trainer's
         reset_peak_memory()
 

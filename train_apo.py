@@ -38,7 +38,7 @@ from lib.memory import make_plan
 from lib.run import Run
 from lib.samples import PROMPT_SETTINGS, match_values
 from lib.weights import fingerprint
-from model import LOGPS_CHUNK, Qwen2, WithoutAdapters, load_sharded, open_model
+from model import Qwen2, WithoutAdapters, load_sharded, open_model
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -179,7 +179,7 @@ def make_run(args, inputs, responses_per_prompt=1, critic=False, reference=True)
         shape = Qwen2(inputs.config)
         if args.lora_rank:
             shape.add_adapters(args.lora_rank, args.lora_alpha)
-    plan = make_plan(shape, longest, largest, LOGPS_CHUNK, args.dtype, args.micro_batch_tokens,
+    plan = make_plan(shape, longest, largest, args.dtype, args.micro_batch_tokens,
                      args.checkpoint_activations, args.offload, args.compile, critic, reference)
     set_activity("building the engine")
     from rollout import Engine  # imports vLLM, which takes seconds
@@ -222,12 +222,9 @@ def main(args):
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    if args.lora_rank:  # with its adapters switched off, the policy is the initial model
-        policy = load(run.dtype, lora=(args.lora_rank, args.lora_alpha))
-        reference = WithoutAdapters(policy)
-    else:
-        policy = load(torch.float32)
-        reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
+    policy = load(torch.float32, lora=(args.lora_rank, args.lora_alpha))
+    reference = (WithoutAdapters(policy) if args.lora_rank  # the initial model, too
+                 else load(run.dtype).requires_grad_(False))
     optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
     run.start(engine, policy, optimizer)

@@ -24,10 +24,9 @@ The run's folder is out/<task>_oapl, unless --out names another.
 from functools import partial
 
 import reward
-import train_apo
+from baselines import configure
 from estimate_value import optimal_value
 from lib.batches import make_updates
-from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import device, exit_with_error, run_stage, stop_requested, world_size
 from model import Qwen2, load_sharded
@@ -63,8 +62,7 @@ def main(args):
     # ---- policy, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    policy = (load(run.dtype, lora=(args.lora_rank, args.lora_alpha)) if args.lora_rank
-              else load(torch.float32))
+    policy = load(torch.float32, lora=(args.lora_rank, args.lora_alpha))
     optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
     run.start(engine, policy, optimizer)
@@ -129,4 +127,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_stage(main, configure(__file__, train_apo.__file__, without=("filter_incorrect",)))
+    run_stage(main, configure(__file__))

@@ -24,9 +24,8 @@ from dataclasses import replace
 from functools import partial
 
 import reward
-import train_apo
+from baselines import configure
 from lib.batches import make_updates
-from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import all_reduce_sum, device, run_stage, stop_requested, world_size
 from model import Qwen2, WithoutAdapters, load_sharded
@@ -130,13 +129,10 @@ def main(args):
     # ---- policy, critic, reference, optimizer ----
     load = partial(load_sharded, path=inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    if args.lora_rank:  # without the adapters that are trained the policy is the initial model
-        load = partial(load, dtype=run.dtype, lora=(args.lora_rank, args.lora_alpha))
-        policy, critic = load(Qwen2), load(Critic)
-        reference = WithoutAdapters(policy)
-    else:
-        policy, critic = load(Qwen2, dtype=torch.float32), load(Critic, dtype=torch.float32)
-        reference = load(Qwen2, dtype=run.dtype).requires_grad_(False)  # the initial policy
+    policy, critic = (load(kind, dtype=torch.float32, lora=(args.lora_rank, args.lora_alpha))
+                      for kind in (Qwen2, Critic))
+    reference = (WithoutAdapters(policy) if args.lora_rank  # the initial model, too
+                 else load(Qwen2, dtype=run.dtype).requires_grad_(False))
     trained = nn.ModuleDict({"policy": policy, "critic": critic})
     optimizer = torch.optim.AdamW([{"params": m.trained_parameters()} for m in trained.values()],
                                   betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True)
@@ -221,4 +217,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_stage(main, configure(__file__, train_apo.__file__, without=("beta2", "filter_incorrect")))
+    run_stage(main, configure(__file__))

@@ -21,9 +21,8 @@ The run's folder is out/<task>_rebel, unless --out names another.
 from functools import partial
 
 import reward
-import train_apo
+from baselines import configure
 from lib.batches import make_updates
-from lib.cli import configure
 from lib.data import batch_at, sampling_seed
 from lib.distributed import device, run_stage, stop_requested, world_size
 from model import Qwen2, WithoutAdapters, load_sharded
@@ -60,12 +59,9 @@ def main(args):
     # ---- policy, reference, optimizer ----
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
-    if args.lora_rank:  # without the adapters that are trained the policy is the initial model
-        policy = load(run.dtype, lora=(args.lora_rank, args.lora_alpha))
-        reference = WithoutAdapters(policy)
-    else:
-        policy = load(torch.float32)
-        reference = load(run.dtype).requires_grad_(False)  # it stays the initial policy
+    policy = load(torch.float32, lora=(args.lora_rank, args.lora_alpha))
+    reference = (WithoutAdapters(policy) if args.lora_rank  # the initial model, too
+                 else load(run.dtype).requires_grad_(False))
     optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)
     run.start(engine, policy, optimizer)
@@ -134,4 +130,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_stage(main, configure(__file__, train_apo.__file__, without=("beta2", "filter_incorrect")))
+    run_stage(main, configure(__file__))

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lib.cli import configure
 from lib.memory import estimate
-from model import LOGPS_CHUNK_GPU, Config, Qwen2
+from model import Config, Qwen2
 from prepare import BASE_MODEL, byte_tokenizer
 
 import torch
@@ -61,8 +61,8 @@ def main(args):
             lora.add_adapters(args.lora_rank, 32.0)
         for gpus in (1, 2, 4, 8):
             (kept, _), (offloaded, on_host), (adapters, _) = (
-                estimate(m, gpus, args.micro_batch_tokens, args.dtype, LOGPS_CHUNK_GPU,
-                         args.checkpoint_activations, offload, args.compile, gpu=True)
+                estimate(m, gpus, args.micro_batch_tokens, args.dtype, args.checkpoint_activations,
+                         offload, args.compile, gpu=True)
                 for m, offload in ((model, False), (model, True), (lora, False)))
             used = [sum(parts.values()) / 1e9 for parts in (kept, offloaded, adapters)]
             # A tenth is kept free, as in lib/memory.py.

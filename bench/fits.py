@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.estimate import make_model, on_meta_device
 from lib.files import read_jsonl
 from lib.memory import available_host_memory, estimate
-from model import LOGPS_CHUNK
 
 import torch
 
@@ -102,7 +101,7 @@ def main(runs):
         # A prompt such as "47+86=?" and a newline has 8 tokens.
         tokens = min(settings["micro_batch_tokens"], sequences // processes * (8 + response))
         _, on_host = estimate(on_meta_device(size), processes, tokens, settings["dtype"],
-                              LOGPS_CHUNK, offload=settings.get("offload", False))
+                              offload=settings.get("offload", False))
         host, available = sum(on_host.values()) * processes, available_host_memory()
         if host > 0.9 * available:
             print(f"{size:<6}{processes:>10}  skipped: takes {host / 1e9:.0f} GB of host memory, "

@@ -36,7 +36,6 @@ from lib import memory
 from lib.cli import check, configure, constants_of, one_line_errors
 from lib.distributed import cuda, device, run_stage
 from lib.files import read_jsonl, write_jsonl
-from model import LOGPS_CHUNK
 
 import numpy as np
 import torch
@@ -139,13 +138,9 @@ def measure(args, algorithm, accounting):
         "batch_size": args.batch_size // fewer, "mini_batch_size": args.mini_batch_size // fewer})
     plans = []
 
-    def make_plan(shape, longest, largest, *more):
-        plan = memory.make_plan(shape, longest, largest, *more)
-        on_device, on_host = memory.estimate(
-            shape, 1, min(plan.micro_batch_tokens, largest), args.dtype, LOGPS_CHUNK,
-            plan.recompute, plan.offload, args.compile, plan.defer_sharding, algorithm == "ppo")
-        plans.append((plan, sum(on_device.values()) + (0 if cuda else sum(on_host.values()))))
-        return plan
+    def make_plan(*its):
+        plans.append(memory.make_plan(*its))
+        return plans[-1]
 
     train_apo.make_plan = make_plan
     script.finish = lambda run, tokenizer: None  # no model, no report
@@ -154,11 +149,11 @@ def measure(args, algorithm, accounting):
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
-    report(args, algorithm, accounting, n, *plans[0])
+    report(args, algorithm, accounting, n, plans[0])
 
 
-def report(args, algorithm, accounting, n, plan, estimated):
-    """n: responses per prompt; estimated: bytes."""
+def report(args, algorithm, accounting, n, plan):
+    """n: responses per prompt."""
     config, dtype = SIZES[args.size], getattr(torch, args.dtype)
     rows = read_jsonl("out/metrics.jsonl", ("tokens",))[1:]
     machine = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
@@ -190,6 +185,7 @@ def report(args, algorithm, accounting, n, plan, estimated):
     weights = sum(p.numel() for p in on_meta_device(args.size).parameters()) * dtype.itemsize
     print(f"{'sync':<22}{weights / median['seconds_sync'] / 1e9:8.2f} GB/s, a plain copy "
           f"{copy_rate(weights) / 1e9:.2f}")
+    estimated = sum(plan.on_device.values()) + (0 if cuda else sum(plan.on_host.values()))
     print(f"{'memory':<22}{rows[-1]['memory_gb']:8.2f} GB, estimated {estimated / 1e9:.2f}",
           flush=True)
 

@@ -18,11 +18,9 @@ class MicroBatch:
     cu_seqlens: torch.Tensor     # (B + 1,) int32: where each sequence begins, and T
     response_mask: torch.Tensor  # (T,) bool: tokens of responses, EOS included
     sampled_logps: torch.Tensor  # (T,) ln p of each response token when vLLM sampled it, else 0
-    # What the loop computes before the weights change:
-    ref_logps: torch.Tensor = None   # (T,) ln p of each response token under the reference, else 0
-    values: torch.Tensor = None      # (T,) PPO only: the critic's
-    advantages: torch.Tensor = None  # (T,) PPO only
-    returns: torch.Tensor = None     # (T,) PPO only
+    # (T,) ln p of each response token under the reference, else 0: the loop computes it before the
+    # weights change. PPO adds values, advantages and returns.
+    ref_logps: torch.Tensor = None
 
     def __len__(self):
         return len(self.index)

@@ -12,6 +12,10 @@ from lib.distributed import all_gather, cuda, device, local_world_size, world_si
 
 import torch
 
+# Tokens whose logits exist at the same time, by whether they are on a GPU. Of Qwen2.5's, 512 x
+# 151,936 in float32 are 311 MB; on CUDA few large chunks are faster, since each adds once to the
+# float32 gradient of the head.
+LOGPS_CHUNK = {False: 512, True: 2048}
 # (tokens of a micro-batch, whether to recompute activations), the fastest first.
 CHOICES = ((16384, False), (8192, False), (16384, True), (8192, True), (4096, True), (2048, True))
 
@@ -23,16 +27,18 @@ class Plan(NamedTuple):
     defer_sharding: bool   # of weights and gradients, to the end of an update
     offload: bool          # weights, AdamW's state and reference stay in host memory
     pin: bool              # that memory: the host has room, although each tensor is rounded up
+    on_device: dict        # {part: bytes} that it needs, by estimate()
+    on_host: dict
 
 
-def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload=False,
-             compile=False, defer_sharding=False, critic=False, reference=True, gpu=cuda):
+def estimate(model, shards, tokens, dtype, recompute=False, offload=False, compile=False,
+             defer_sharding=False, critic=False, reference=True, gpu=cuda):
     """({part: bytes} on the device, the same in host memory) at the peak of a training step.
 
     model: a Qwen2, on the meta device, with its adapters if it has some; shards: processes that
-    share one copy of it; tokens: in a micro-batch; logps_chunk: tokens whose logits exist at the
-    same time; critic: whether a network of the same shape is trained, too, after the policy;
-    reference: whether the policy is compared with the initial model; gpu: whether it trains there.
+    share one copy of it; tokens: in a micro-batch; critic: whether a network of the same shape is
+    trained, too, after the policy; reference: whether the policy is compared with the initial
+    model; gpu: whether it trains there.
     """
     c, b = model.config, torch.finfo(getattr(torch, dtype)).bits // 8  # b: bytes of a number
     all_weights, trained = list(model.parameters()), model.trained_parameters()
@@ -72,14 +78,14 @@ def estimate(model, shards, tokens, dtype, logps_chunk, recompute=False, offload
         on_device["activations"] += 4 * b * tokens * c.intermediate_size
     # A chunk has its logits and their gradient, three float32 copies of them unless they are fused,
     # and its part of the head's gradient, if there is one.
-    chunk = min(tokens, logps_chunk) * (2 * b + (0 if compile else 3 * 4))
+    chunk = min(tokens, LOGPS_CHUNK[gpu]) * (2 * b + (0 if compile else 3 * 4))
     head = 0 if lora else c.hidden_size * (4 if gpu else b)
     on_device["logits"] = c.vocab_size * (chunk + head)
     return on_device, on_host
 
 
-def make_plan(model, longest, largest, logps_chunk, dtype, micro_batch_tokens, recompute, offload,
-              compile, critic=False, reference=True):
+def make_plan(model, longest, largest, dtype, micro_batch_tokens, recompute, offload, compile,
+              critic=False, reference=True):
     """The Plan of a training run, printed with the memory that it takes.
 
     model: a Qwen2, on the meta device; longest: tokens of a sequence at most, which is never split;
@@ -87,25 +93,25 @@ def make_plan(model, longest, largest, logps_chunk, dtype, micro_batch_tokens, r
     of CHOICES that fits the GPU; the others as in estimate().
     """
     def needs(tokens, recompute, defer_sharding=False):
-        return estimate(model, world_size, min(max(tokens, longest), largest), dtype, logps_chunk,
-                        recompute, offload, compile, defer_sharding, critic, reference)
+        return estimate(model, world_size, min(max(tokens, longest), largest), dtype, recompute,
+                        offload, compile, defer_sharding, critic, reference)
 
     def fits(*choice):
         # A tenth is for CUDA itself, NCCL, the sleeping engine, and gaps between allocations.
         return sum(needs(*choice)[0].values()) < 0.9 * room
 
     room = min(all_gather(gpu_memory() if cuda else available_host_memory() / local_world_size))
-    tokens = micro_batch_tokens
-    if not tokens and cuda:
+    # On a CPU short sequences in a micro-batch of their own need less padding.
+    tokens = micro_batch_tokens or 8192
+    if cuda and not micro_batch_tokens:
         tokens, recompute = choose(fits, recompute)
-    tokens = tokens or 8192  # short sequences in a micro-batch of their own need less padding
     defer_sharding = largest > tokens and fits(tokens, recompute, True)
     on_device, on_host = needs(tokens, recompute, defer_sharding)
     print(f"micro-batches of {tokens:,} tokens, activations {'recomputed' if recompute else 'kept'}"
           f"\neach process needs about {in_words(on_device)} beside its engine"
           + (f", and {in_words(on_host)} of host memory" if on_host else ""), flush=True)
     pin = sum(on_host.values()) * local_world_size < 0.8 * available_host_memory()
-    return Plan(tokens, recompute, defer_sharding, offload, pin and cuda)
+    return Plan(tokens, recompute, defer_sharding, offload, pin and cuda, on_device, on_host)
 
 
 def choose(fits, recompute):

@@ -28,8 +28,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.g
 
 import estimate_value
 import reward
-import train_apo
-from lib.cli import configure
 from lib.data import fingerprint_prompts, load_prompts
 from lib.distributed import init_process_group
 from lib.files import write_jsonl
@@ -167,11 +165,10 @@ def logp_errors(engine, model, prompts, max_tokens, temperature=1.0):
 
 def arguments(stage, *presets, **constants):
     """The constants of a stage, as its own command line would set them."""
-    base = {"base": train_apo.__file__, "without": ("beta2", "filter_incorrect")}
     options = [f"--{name}={value}" for name, value in constants.items()]
     with pytest.MonkeyPatch.context() as m:
         m.setattr(sys, "argv", ["x", *map(str, presets), *options])
-        return configure(stage.__file__, **base if "baselines" in stage.__name__ else {})
+        return stage.configure(stage.__file__)
 
 
 def error(stage, **constants):

@@ -16,8 +16,6 @@ import traceback
 import lib.files
 import reward
 import rollout
-import train_apo
-from lib.cli import configure
 from lib.distributed import State, exit_status, init_process_group, rank_main, run_stage
 from lib.weights import read_weights
 from model import Config
@@ -38,8 +36,7 @@ def shared_engine(path, dtype, max_len, gpu_memory_utilization, tp=1):
 def run_one(script, *arguments):
     sys.argv[1:] = arguments
     module = importlib.import_module(script.removesuffix(".py"))
-    base = {"base": train_apo.__file__, "without": ("beta2", "filter_incorrect")}
-    module.main(configure(module.__file__, **base if "baselines" in script else {}))
+    module.main(module.configure(module.__file__))
 
 
 def run_all(stages):

@@ -381,7 +381,8 @@ def test_the_micro_batch_is_the_fastest_that_fits():
                              intermediate_size=8960))
 
     def needed(tokens, recompute):
-        on_device, _ = estimate(shape, 1, tokens, "bfloat16", 2048, recompute, compile=True)
+        on_device, _ = estimate(shape, 1, tokens, "bfloat16", recompute, compile=True,
+                                gpu=True)
         return sum(on_device.values())
 
     for recompute, room, choice in (
@@ -393,9 +394,9 @@ def test_the_micro_batch_is_the_fastest_that_fits():
     # Whole: weights of 2 bytes and gradients of 4, of which one process has the latter anyway.
     total = sum(p.numel() for p in shape.parameters())
     for shards, bytes_each in ((1, 2), (8, 5.5)):
-        on_device, _ = estimate(shape, shards, 8192, "bfloat16", 2048, defer_sharding=True)
+        on_device, _ = estimate(shape, shards, 8192, "bfloat16", defer_sharding=True, gpu=True)
         assert on_device["whole"] == round(bytes_each * total)
-    alone, _ = estimate(shape, 1, 8192, "bfloat16", 2048, reference=False)
+    alone, _ = estimate(shape, 1, 8192, "bfloat16", reference=False, gpu=True)
     assert alone["frozen weights"] == 0 and on_device["frozen weights"] == 2 * total / shards
 
 
@@ -405,7 +406,7 @@ def test_the_plan_has_room_for_a_micro_batch(longest, largest, tokens, capsys):
     """Of 2,048 tokens, of all that the mini-batch has, or of one sequence that is longer."""
     with torch.device("meta"):
         shape = Qwen2(Config())
-    make_plan(shape, longest, largest, 512, "bfloat16", 2048, True, False, False)
-    on_device, _ = estimate(shape, 1, tokens, "bfloat16", 512, True,
+    make_plan(shape, longest, largest, "bfloat16", 2048, True, False, False)
+    on_device, _ = estimate(shape, 1, tokens, "bfloat16", True,
                             defer_sharding=largest > 2048)
     assert f"needs about {in_words(on_device)} beside" in capsys.readouterr().out

@@ -158,6 +158,6 @@ def test_memory_of_adapters():
     adapters = sum(p.numel() for p in lora.trained_parameters())
     assert adapters == 24 * 32 * (4 * 896 + 896 + 128 + 896 + 128 + 3 * (896 + 4864))
     for model, size in ((whole, 18 * n), (lora, 16 * adapters + 2 * (n + adapters))):
-        parts, _ = estimate(model, 1, 4096, "bfloat16", 2048)
+        parts, _ = estimate(model, 1, 4096, "bfloat16")
         assert sum(v for k, v in parts.items() if k.startswith(("trained", "frozen"))) == size
     assert arguments(train_apo, "config/lora.py").lora_rank == 32

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 
+import baselines
 import lib.cli
 from prepare import byte_tokenizer
 
@@ -39,7 +40,7 @@ def test_files_and_constants_of_a_command_exist(command, monkeypatch):
         stage = words[scripts[0]]
         monkeypatch.setattr("sys.argv", [stage, *words[scripts[0] + 1:]])
         if stage.startswith("baselines."):
-            lib.cli.configure(stage.replace(".", "/") + ".py", base="train_apo.py")
+            baselines.configure(stage.replace(".", "/") + ".py")
         else:
             lib.cli.configure(stage)  # exits if a name or a value is wrong
 
