@@ -17,6 +17,7 @@ right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
 """
 import hashlib
 import json
+from itertools import product
 from math import comb, sqrt
 from typing import NamedTuple
 
@@ -135,29 +136,26 @@ def make_jobs(args, name, tasks):
     return jobs, (config, stop_ids(path, tokenizer), tokenizer.get_vocab())
 
 
-def collect(args, job, kind, k, engine_with):
-    """P x k responses: those of earlier evaluations, and what is missing, sampled now. The same on
-    all ranks. kind: "greedy" or "samples"; engine_with(path): the engine with a model's weights."""
-    # Other settings have other files, so no response is ever lost or mixed with others.
+def files_of(job, kind):
+    """The files with responses of a kind, "greedy" or "samples", one of each engine. Other settings
+    have other files, so no response is ever lost or mixed with others."""
     digest = hashlib.sha256(json.dumps(job.settings[kind]).encode()).hexdigest()[:8]
-    files = f"{results_folder(job.model)}/responses/{job.task}-{kind}-{digest}.*.jsonl"
+    return f"{results_folder(job.model)}/responses/{job.task}-{kind}-{digest}.*.jsonl"
 
-    def read():
-        lines = [line for _, _, lines in read_parts(files) for line in lines] if rank == 0 else []
-        return all_gather({(r["id"], r["sample"]): Response(r["tokens"], r["text"],
-                                                            not r["finished"]) for r in lines})[0]
 
-    done = read()
-    todo = [(row, i, sampling_seed(args.seed, "evaluate", row["id"], i)) for row in job.rows
-            for i in range(k) if (row["id"], i) not in done]
-    if todo:
-        sample(engine_with(job.path), todo, files, job.settings[kind], args.max_response_tokens,
-               args.temperature if kind == "samples" else 0.0, desc=f"{job.task}, {kind}")
-        done = read()
-    with one_line_errors():
-        lost = sum((row["id"], i) not in done for row, i, _ in todo)
-        check(not lost, f"{lost:,} responses are not in {files}: it must be on a file system that "
-              "all machines share. The same command samples them")
+def read_responses(job, kind):
+    """{(prompt id, sample number): Response} of all evaluations so far, the same on all ranks."""
+    parts = read_parts(files_of(job, kind)) if rank == 0 else []
+    return all_gather({(r["id"], r["sample"]): Response(r["tokens"], r["text"], not r["finished"])
+                       for _, _, lines in parts for r in lines})[0]
+
+
+def all_responses(job, kind, k):
+    """P x k responses, all of which have been sampled. Raises ValueError if they aren't there."""
+    done = read_responses(job, kind)
+    lost = sum((row["id"], i) not in done for row in job.rows for i in range(k))
+    check(not lost, f"{lost:,} responses are not in {files_of(job, kind)}: it must be on a file "
+          "system that all machines share. The same command samples them")
     return [[done[row["id"], i] for i in range(k)] for row in job.rows]
 
 
@@ -255,36 +253,43 @@ def main(args):
             check(its == shared, f"{name} has another shape or other tokens than {names[0]}, or "
                   "others that end a response; evaluate them one at a time")
             jobs += more
-    longest = max(len(row["tokens"]) for job in jobs for row in job.rows)
-    engine, loaded = None, None
 
-    def engine_with(path):
-        nonlocal engine, loaded
+    # ---- sample what earlier evaluations have not sampled ----
+    longest = max(len(row["tokens"]) for job in jobs for row in job.rows)
+    kinds = {"greedy": 1, "samples": args.samples_per_prompt}
+    kinds = {kind: k for kind, k in kinds.items() if k}  # responses to each prompt
+    engine, loaded = None, None
+    for job, (kind, k) in product(jobs, kinds.items()):
+        done = read_responses(job, kind)
+        todo = [(row, i, sampling_seed(args.seed, "evaluate", row["id"], i)) for row in job.rows
+                for i in range(k) if (row["id"], i) not in done]
+        if not todo:
+            continue
         set_activity("building the engine")
         if not engine:
             from rollout import Engine  # imports vLLM, which takes seconds
             with one_line_errors():
-                engine = Engine(path, args.dtype, longest + args.max_response_tokens,
+                engine = Engine(job.path, args.dtype, longest + args.max_response_tokens,
                                 args.gpu_memory_utilization, args.tp)
-        elif engine.asleep or path != loaded:
-            engine.sync(read_weights(path, engine.tied))
-        loaded = path
-        return engine
+        elif job.path != loaded:
+            engine.sync(read_weights(job.path, engine.tied))
+        loaded = job.path
+        sample(engine, todo, files_of(job, kind), job.settings[kind], args.max_response_tokens,
+               args.temperature if kind == "samples" else 0.0, desc=f"{job.task}, {kind}")
+    if engine:
+        engine.sleep()  # the networks of the KL need the GPU's memory
 
-    kinds = {"greedy": 1, "samples": args.samples_per_prompt}
+    # ---- grade, estimate the KL, and write the results ----
     by_model = {name: {} for name in names}
     for job in jobs:
-        responses = {kind: collect(args, job, kind, k, engine_with)
-                     for kind, k in kinds.items() if k}
         set_activity(f"grading {job.task}")
         with one_line_errors():
+            responses = {kind: all_responses(job, kind, k) for kind, k in kinds.items()}
             results, records = measure(job.rows, responses)
         if results["truncated"] > 0.5:
             print("warning: most responses were truncated; raise --max_response_tokens")
         if args.kl_to:
             set_activity(f"KL of {job.path} on {job.task}")
-            if engine:
-                engine.sleep()
             results |= kl_divergence(args, job.path, other, job.rows, responses["samples"])
         results["settings"] = {"samples_per_prompt": args.samples_per_prompt,
                                "max_prompts": args.max_prompts,
