@@ -233,6 +233,9 @@ def model_card(name, c, prompt):
         kwargs = json.loads(c.get("chat_template_kwargs") or "{}")
         call = (f"llm.chat([{{'role': 'user', 'content': {prompt!r}}}], params"
                 + (f", chat_template_kwargs={kwargs!r})" if kwargs else ")"))
+    algorithm = c.get("algorithm", "A*-PO")
+    if algorithm == "A*-PO":
+        algorithm = "A\\*-PO ([arXiv 2505.20686](https://arxiv.org/abs/2505.20686))"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -243,9 +246,8 @@ pipeline_tag: text-generation
 
 # {name}
 
-{c["model"]}, trained on the task {c["task"]} by A\\*-PO
-([arXiv 2505.20686](https://arxiv.org/abs/2505.20686)), or by the baseline that the constants below
-belong to. A prompt as in training:
+{c["model"]}, trained on the task {c["task"]} with {algorithm}.
+A prompt as in training:
 
 ```python
 from vllm import LLM, SamplingParams

@@ -108,7 +108,8 @@ def apo_loss(logps, ref_logps, rewards, v_star, beta2):
 
 @dataclass
 class Inputs:
-    """All that a run reads from files."""
+    """What a run is, and all that it reads from files."""
+    algorithm: str
     folder: str           # the run's
     path: str             # the model's folder
     config: object        # model.Config
@@ -119,10 +120,10 @@ class Inputs:
 
 
 @one_line_errors()
-def read_inputs(args, suffix=""):
+def read_inputs(args, algorithm="A*-PO"):
     """Check the settings, and read prompts, config and tokenizer. Exits with one line on a mistake.
 
-    suffix: added to the name of the run's folder, if --out is empty.
+    algorithm: names a baseline's folder, if --out is empty.
     """
     check_settings(args.dtype, max_response_tokens=args.max_response_tokens,
                    batch_size=args.batch_size, mini_batch_size=args.mini_batch_size,
@@ -140,9 +141,11 @@ def read_inputs(args, suffix=""):
                                config.max_position_embeddings, args.max_response_tokens,
                                args.chat_template, args.chat_template_kwargs)
                   for split in ("train", "test"))
+    suffix = "" if algorithm == "A*-PO" else f"_{algorithm.lower()}"
     folder = args.out or os.path.join("out", task_name(args.task) + suffix)
     lock(folder)
-    return Inputs(folder, path, config, tokenizer, rows, subset(test, args.eval_prompts, seed=0),
+    return Inputs(algorithm, folder, path, config, tokenizer, rows,
+                  subset(test, args.eval_prompts, seed=0),
                   {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
                    "reward": reward.fingerprint(rows)})
 
@@ -157,8 +160,8 @@ def make_run(args, inputs, responses_per_prompt=1, critic=False, reference=True)
     rows = inputs.rows
     check(args.batch_size <= len(rows), f"--batch_size={args.batch_size}: there are {len(rows)} "
           "prompts")
-    constants = vars(args) | {f"fingerprint of {part}": digest
-                              for part, digest in inputs.fingerprints.items()}
+    constants = {"algorithm": inputs.algorithm, **vars(args), **{
+        f"fingerprint of {part}": digest for part, digest in inputs.fingerprints.items()}}
     # With lr_decay, max_steps decides the learning rate of every step.
     run = Run(inputs.folder, constants, MAY_DIFFER | (set() if args.lr_decay else {"max_steps"}),
               dtype=getattr(torch, args.dtype), max_steps=args.max_steps,

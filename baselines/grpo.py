@@ -55,7 +55,7 @@ def main(args):
     # ---- prompts, the checkpoint to continue from, and the engine ----
     if args.group_size < 2:
         exit_with_error(f"--group_size={args.group_size}: it must be at least 2")
-    inputs = read_inputs(args, suffix="_grpo")
+    inputs = read_inputs(args, "GRPO")
     rows = inputs.rows
     run, engine, plan = make_run(args, inputs, responses_per_prompt=args.group_size)
 

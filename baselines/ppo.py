@@ -122,7 +122,7 @@ def value_loss(values, old_values, returns, clip_value):
 
 def main(args):
     # ---- prompts, the checkpoint to continue from, and the engine ----
-    inputs = read_inputs(args, suffix="_ppo")
+    inputs = read_inputs(args, "PPO")
     rows = inputs.rows
     run, engine, plan = make_run(args, inputs, critic=True)
 

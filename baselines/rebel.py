@@ -52,7 +52,7 @@ def rebel_loss(logps, sampled_logps, ref_logps, rewards, eta, kl_coef):
 
 def main(args):
     # ---- prompts, the checkpoint to continue from, and the engine ----
-    inputs = read_inputs(args, suffix="_rebel")
+    inputs = read_inputs(args, "REBEL")
     rows = inputs.rows
     run, engine, plan = make_run(args, inputs, responses_per_prompt=2)
 

@@ -51,8 +51,9 @@ def folder(tmp_path, monkeypatch):
     files = {"out/a/model/training.json":
              {"steps": STEPS, "processes": 4, "hardware": "4 x NVIDIA H100 80GB HBM3",
               "versions": {"python": "3.11.1", "torch": "2.13.0"},
-              "constants": {"model": "Qwen/Qwen2.5-1.5B", "task": "math", "batch_size": 256,
-                            "lr": 1e-6, "chat_template": False, "max_response_tokens": 64}},
+              "constants": {"algorithm": "GRPO", "model": "Qwen/Qwen2.5-1.5B", "task": "math",
+                            "batch_size": 256, "lr": 1e-6, "chat_template": False,
+                            "max_response_tokens": 64}},
              "out/a/model/config.json": {"hidden_size": 1536, "num_hidden_layers": 28},
              "out/a/model/eval.json": {"math500": result(0.5)},
              "out/eval/Qwen/Qwen2.5-1.5B/eval.json":
@@ -95,6 +96,7 @@ def test_every_number_of_a_report_and_a_card(folder):
     assert re.findall(r"### (q\d), answer", text) == [f"q{i}" for i in (2, 3, 4, 5, 6)]
     assert "neither" not in text and report.fenced("x" * 5000).count("x") == 1501  # and one in text
     assert "base_model: Qwen/Qwen2.5-1.5B\n" in card
+    assert "Qwen/Qwen2.5-1.5B, trained on the task math with GRPO.\n" in card
     assert "llm.generate(['prompt 0'], params)" in card
     assert "gsm8k" not in text  # another run's task, on which the base model was measured, too
     assert "(curves.png)" in text and (folder / "curves.png").stat().st_size > 5000
