@@ -38,15 +38,15 @@ base_steps = 500        # steps of pretraining a small base model; 0: data only
 
 # ---- rows ----------------------------------------------------------------------------------------
 
-def source_rows(source, name, splits, seed, make_rows):
+def source_rows(source, name, splits, seed, graded_by, row):
     """{split: data rows} of a task, from a local file or folder.
 
     In a folder they are in <task>/<split>.jsonl or <split>.jsonl; a benchmark, which has a test
     split only, is in <task>/test.jsonl or <task>.jsonl. Of a single file a random tenth of the
-    rows, at most 500, is held out as the test split. make_rows: data_rows() but for what is here.
+    rows, at most 500, is held out as the test split. graded_by, row: as in data_rows().
     """
     if os.path.isfile(source):
-        rows = make_rows(source, name, read_rows(source))
+        rows = data_rows(source, name, read_rows(source), graded_by, row)
         if len(splits) == 1:
             return {splits[0]: rows}
         chosen = random.Random(seed).sample(range(len(rows)), min(-(-len(rows) // 10), 500))
@@ -61,7 +61,7 @@ def source_rows(source, name, splits, seed, make_rows):
         if not there:
             raise FileNotFoundError(f"--source={source}: neither {names[0]}.jsonl nor "
                                     f"{names[1]}.jsonl is there (.json and .parquet do as well)")
-        found[split] = make_rows(there[0], f"{name}/{split}", read_rows(there[0]))
+        found[split] = data_rows(there[0], f"{name}/{split}", read_rows(there[0]), graded_by, row)
     return found
 
 
@@ -223,9 +223,9 @@ def main(args):
         check(args.source, "--reward is for your own rows: set --source to their file or folder")
         # Other rewards may want to see more of an answer.
         bare = load_task(args.reward).reward in (gsm8k, math)
-        make_rows = partial(data_rows, graded_by=args.reward, row=partial(own_row, bare=bare))
         name = Path(args.source).stem
-        write_splits(name, source_rows(args.source, name, ("train", "test"), args.seed, make_rows))
+        write_splits(name, source_rows(args.source, name, ("train", "test"), args.seed, args.reward,
+                                       partial(own_row, bare=bare)))
         return
     benchmarks = load_task("math").BENCHMARKS
     tasks = [name.strip() for name in args.task.split(",")]
@@ -235,13 +235,14 @@ def main(args):
     for task, module in modules.items():
         name, is_benchmark = task_name(task), task in benchmarks
         splits = ("test",) if is_benchmark else ("train", "test")
-        make_rows = partial(data_rows, graded_by="math" if is_benchmark else task)
+        graded_by = "math" if is_benchmark else task
         if args.source:
-            make_rows = partial(make_rows, row=getattr(module, "row", dict))
-            found = source_rows(args.source, name, splits, args.seed, make_rows)
+            found = source_rows(args.source, name, splits, args.seed, graded_by,
+                                getattr(module, "row", dict))
         else:
-            found = {split: make_rows(f"{name}, {split} split", f"{name}/{split}", task_rows(
-                module, task, task if is_benchmark else split), row=dict) for split in splits}
+            found = {split: data_rows(f"{name}, {split} split", f"{name}/{split}", task_rows(
+                module, task, task if is_benchmark else split), graded_by, dict)
+                for split in splits}
         write_splits(name, found)
         if hasattr(module, "pretraining_batch") and args.base_steps:
             make_base_model(name, module.pretraining_batch, args.base_steps, args.seed)

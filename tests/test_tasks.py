@@ -301,15 +301,15 @@ def test_rows_that_can_not_be_read(name, content, message, tmp_path, monkeypatch
 def test_the_held_out_tenth(number, held_out, tmp_path):
     """It is rounded up, is at most 500 rows, and depends on the seed."""
     path = tmp_path / "mine.jsonl"
-    write_jsonl(path, [{"id": i} for i in range(number)])
+    write_jsonl(path, [{"prompt": "?", "answer": "1"}] * number)
 
     def found_with(seed):
-        return prepare.source_rows(str(path), "mine", ("train", "test"), seed,
-                                   lambda path, prefix, rows: rows)
+        return prepare.source_rows(str(path), "mine", ("train", "test"), seed, "math", dict)
 
     found = found_with(0)
     assert len(found["test"]) == held_out
-    assert sorted(r["id"] for r in found["train"] + found["test"]) == list(range(number))
+    ids = {r["id"] for r in found["train"] + found["test"]}
+    assert ids == {f"mine/{i}" for i in range(number)}
     assert number < 4990 or found_with(1)["test"] != found["test"]
 
 
