@@ -36,6 +36,9 @@ else
 fi
 # Building the engine takes 45 s of each, the first compiled step 30 s.
 piece step 180 python bench/step.py "${shape[@]}" --compile=True
+# Eight updates per sampling instead of two.
+piece step_8 240 python bench/step.py "${shape[@]}" --compile=True --batch_size=256 \
+    --mini_batch_size=32 --algorithms=apo,oapl
 piece rollout 180 python bench/rollout.py "${rollout[@]}"
 piece test_cuda 450 python -m pytest -q tests/test_cuda.py
 piece step_plain 150 python bench/step.py "${shape[@]}"

@@ -161,12 +161,12 @@ def report(args, algorithm, accounting, n, plan):
           f"{args.batch_size * n} responses; {args.size}, {args.dtype}, compile={args.compile}, "
           f"{machine}: micro-batches of {plan.micro_batch_tokens:,} tokens, "
           f"recompute={plan.recompute}, defer_sharding={plan.defer_sharding}")
-    median = {key: statistics.median(row[key] for row in rows)
+    median = {key: statistics.median(row.get(key, 0) for row in rows)
               for key in ("tokens", "seconds_step", *(f"seconds_{phase}" for phase in PHASES))}
     for phase in PHASES:
         print(f"{phase:<22}{median[f'seconds_{phase}']:8.2f} s")
-    rest = statistics.median(
-        1 - sum(row[f"seconds_{phase}"] for phase in PHASES) / row["seconds_step"] for row in rows)
+    rest = statistics.median(1 - sum(row.get(f"seconds_{phase}", 0) for phase in PHASES)
+                             / row["seconds_step"] for row in rows)
     print(f"{'step':<22}{median['seconds_step']:8.2f} s, everything else {rest:.2%}")
     print(f"{'response tokens':<22}{median['tokens']:8.0f}, generated "
           f"{median['tokens'] / median['seconds_generate']:,.0f} /s, trained "
