@@ -78,7 +78,7 @@ def atomic_file(path, mode="w"):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        sync(os.path.dirname(path))
+        fsync(os.path.dirname(path))
     finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
@@ -105,18 +105,18 @@ def atomic_dir(path):
         if rank == 0:
             for folder, _, files in os.walk(temporary):
                 for name in ("", *files):  # "": the folder itself
-                    sync(os.path.join(folder, name))
+                    fsync(os.path.join(folder, name))
             if os.path.isdir(path):
                 shutil.rmtree(path)
             os.rename(temporary, path)
-            sync(os.path.dirname(path))
+            fsync(os.path.dirname(path))
         barrier()
     finally:
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sync(path):
+def fsync(path):
     """Bring a file, or a folder's entries, to the disk. Otherwise a power cut may undo a rename."""
     descriptor = os.open(path or ".", os.O_RDONLY)
     os.fsync(descriptor)
