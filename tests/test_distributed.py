@@ -9,6 +9,7 @@ import subprocess
 
 from lib.samples import load_values
 from model import Qwen2
+from prepare import byte_tokenizer
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ def copy_of(base, folder):
     other = Qwen2.from_pretrained(folder / MODEL)
     torch.nn.init.zeros_(other.model.layers[0].mlp.down_proj.weight)
     other.save_pretrained(folder / "other")
+    byte_tokenizer().save_pretrained(folder / "other")
     return folder
 
 
