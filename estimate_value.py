@@ -77,13 +77,13 @@ def finish(args, folder, rows, all_rows, samples, meta):
     """
     set_activity("grading")
     answers, n = {row["id"]: row for row in all_rows}, args.samples_per_prompt
+    lost = sum((row["id"], i) not in samples for row in rows for i in range(n))
+    check(not lost, f"{lost:,} responses are not in {folder}: it must be on a file system that all "
+          "machines share. The same command samples what is missing")
     graded = reward.grade([answers[i] for i, _ in samples],
                           [Response([], s["text"], not s["finished"]) for s in samples.values()])
     for s, r in zip(samples.values(), graded.rewards, strict=True):
         s["reward"] = s["published"] if args.keep_rewards else r
-    lost = sum((row["id"], i) not in samples for row in rows for i in range(n))
-    check(not lost, f"{lost:,} responses are not in {folder}: it must be on a file system that all "
-          "machines share. The same command samples what is missing")
 
     def column(key):  # (P, N)
         return torch.tensor([[samples[row["id"], i][key] for i in range(n)] for row in rows])
