@@ -87,8 +87,10 @@ def show(tasks, rates, results):
     """Print the tables, and draw the accuracy at the end against the updates per sampling."""
     cases = sorted({(r["task"], -r["rate"]) for r in results
                     if r["task"] in tasks and r["rate"] in rates})
-    _, axes = plt.subplots(1, len(cases), figsize=(5 * len(cases), 3.6), squeeze=False)
-    for (task, rate), axis in zip(cases, axes[0], strict=True):
+    columns = len({rate for _, rate in cases})
+    _, axes = plt.subplots(len({task for task, _ in cases}), columns, sharex=True, sharey=True,
+                           figsize=(5 * columns, 7), squeeze=False)
+    for (task, rate), axis in zip(cases, axes.flat, strict=False):
         its = [r for r in results if (r["task"], -r["rate"]) == (task, rate)]
         by_lag = {name: {lag: [r for r in its if (r["algorithm"], r["lag"]) == (name, lag)]
                          for lag in LAGS} for name in ALGORITHMS}
@@ -117,10 +119,12 @@ def show(tasks, rates, results):
         axis.set_xscale("log", base=2)
         axis.set_xticks(LAGS, map(str, LAGS))
         axis.set_title(f"{task}, learning rate x {-rate:g}")
-        axis.set_xlabel("updates per sampling")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("held-out accuracy, %")
-    axes[0][0].legend(fontsize="small")
+    for axis in axes[-1]:
+        axis.set_xlabel("updates per sampling")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("held-out accuracy at temperature 1, %")
+    axes[0][-1].legend(fontsize="small")
     plt.tight_layout()
     plt.savefig(PICTURE, dpi=120)
     print(f"wrote {PICTURE.relative_to(REPO)}")
