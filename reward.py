@@ -183,7 +183,7 @@ def grade_one(task, response, answer, finished):
         reply = process.stdout.readline()
     except BrokenPipeError:
         reply = b""
-    if not reply:  # it was killed, by its timer or because it needed too much memory
+    if not reply:  # it was killed, by its timer or for its memory, or it crashed
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with what the reward function has started
         process.communicate()  # closes the pipes and waits

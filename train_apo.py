@@ -226,7 +226,7 @@ def main(args):
     load = partial(load_sharded, Qwen2, inputs.path, compute_dtype=run.dtype, plan=plan,
                    compile=args.compile)
     policy = load(torch.float32, lora=(args.lora_rank, args.lora_alpha))
-    reference = (WithoutAdapters(policy) if args.lora_rank  # the initial model, too
+    reference = (WithoutAdapters(policy) if args.lora_rank  # adapters off: the initial model
                  else load(run.dtype).requires_grad_(False))
     optimizer = torch.optim.AdamW(policy.trained_parameters(), lr=args.lr, betas=(0.9, 0.999),
                                   weight_decay=args.weight_decay, fused=True)

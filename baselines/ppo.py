@@ -131,7 +131,7 @@ def main(args):
                    compile=args.compile)
     policy, critic = (load(kind, dtype=torch.float32, lora=(args.lora_rank, args.lora_alpha))
                       for kind in (Qwen2, Critic))
-    reference = (WithoutAdapters(policy) if args.lora_rank  # the initial model, too
+    reference = (WithoutAdapters(policy) if args.lora_rank  # adapters off: the initial model
                  else load(Qwen2, dtype=run.dtype).requires_grad_(False))
     trained = nn.ModuleDict({"policy": policy, "critic": critic})
     optimizer = torch.optim.AdamW([{"params": m.trained_parameters()} for m in trained.values()],

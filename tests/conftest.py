@@ -161,8 +161,6 @@ def logp_errors(engine, model, prompts, max_tokens, temperature=1.0):
 
 # ---- stages in this process, with a random model -------------------------------------------------
 
-
-
 def arguments(stage, *presets, **constants):
     """The constants of a stage, as its own command line would set them."""
     options = [f"--{name}={value}" for name, value in constants.items()]
