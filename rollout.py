@@ -169,7 +169,7 @@ class Engine:
 
     def sleep(self):
         """Free the GPU memory of weights and KV cache until the next sync."""
-        if cuda:
+        if cuda and not self.asleep:
             self.llm.sleep(level=2)  # 2: the weights are dropped, not copied: the sync brings them
             self.asleep = True
             reset_peak_memory()

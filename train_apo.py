@@ -36,7 +36,7 @@ from lib.distributed import (cuda, device, local_world_size, rank, run_stage, se
 from lib.files import lock
 from lib.memory import make_plan
 from lib.run import Run
-from lib.samples import PROMPT_SETTINGS, match_values
+from lib.samples import PROMPT_SETTINGS, match_values, read_stage_1
 from lib.weights import fingerprint
 from model import Qwen2, WithoutAdapters, load_sharded, open_model
 
@@ -53,12 +53,14 @@ max_prompt_tokens = 0            # leave longer prompts out; 0: refuse what exce
 chat_template = False            # wrap prompts in the model's template, for instruct models
 chat_template_kwargs = ""        # the template's arguments, such as {"enable_thinking": false}
 filter_incorrect = False         # leave out prompts that the reference never solved in stage 1
+stage_1_steps = 0                # the first steps take stage 1's samples instead of sampling
 max_response_tokens = 32         # longer responses are truncated
 temperature = 1.0
 # optimisation
 max_steps = 32                   # 0: try one step with these settings, and write nothing
 batch_size = 256                 # prompts per step, one response each
 mini_batch_size = 128            # prompts per update of the weights
+off_policy = False               # for many updates per sampling, or stage_1_steps: see limit_push
 beta2 = 1e-3                     # strength of the KL regularisation; the gradient scales with it
 lr = 4e-4
 lr_decay = True                  # linearly to 0 at max_steps; False: constant
@@ -102,6 +104,16 @@ def apo_loss(logps, ref_logps, rewards, v_star, beta2):
     action of the policy, too.
     """
     return (beta2 * (logps - ref_logps) + v_star - rewards).square().mean()
+
+
+def limit_push(logps, micro, advantages):
+    """The log-probabilities, without a gradient for tokens that were pushed down far enough.
+
+    logps (T,): of the tokens of `micro` under the policy; advantages (B,): r - V*.
+    """
+    log_ratio = logps.detach() - micro.sampled_logps
+    pushed = (micro.per_token(advantages) < 0) & (log_ratio < -0.2)
+    return torch.where(pushed, logps.detach(), logps)
 
 
 # ---- what comes before the networks, the same for the algorithms in baselines/ -------------------
@@ -219,6 +231,8 @@ def main(args):
         expected = inputs.fingerprints | {name: getattr(args, name) for name in names}
         rows, all_v_star, digest = match_values(inputs.folder, inputs.rows, expected,
                                                 args.filter_incorrect)
+        epoch = len(rows) // args.batch_size  # steps
+        stage_1 = read_stage_1(inputs.folder, rows, args.stage_1_steps, epoch)
     inputs.rows, inputs.fingerprints["values"] = rows, digest
     run, engine, plan = make_run(args, inputs)
 
@@ -237,9 +251,13 @@ def main(args):
         with run.phase("generate"):
             index = batch_at(step, len(rows), args.batch_size, args.seed)
             batch = [rows[i] for i in index]
-            seeds = [sampling_seed(args.seed, "stage 2", step, row["id"]) for row in batch]
-            responses = engine.generate([row["tokens"] for row in batch], seeds,
-                                        args.max_response_tokens, args.temperature, logps=True)
+            from_stage_1 = step < args.stage_1_steps  # sample k of a prompt in its epoch k
+            if from_stage_1:
+                responses = [stage_1[row["id"], step // epoch] for row in batch]
+            else:
+                seeds = [sampling_seed(args.seed, "stage 2", step, row["id"]) for row in batch]
+                responses = engine.generate([row["tokens"] for row in batch], seeds,
+                                            args.max_response_tokens, args.temperature, logps=True)
         if stop_requested():  # the same answer on all ranks; this step hasn't changed the weights
             break
         engine.sleep()        # until the sync the GPU's memory belongs to the trainer
@@ -255,6 +273,8 @@ def main(args):
                 for micro in update.micro_batches:
                     micro.ref_logps = reference.token_logps(                                 # (T,)
                         micro.input_ids, micro.cu_seqlens, args.temperature, micro.response_mask)
+                    if from_stage_1:  # the reference has sampled
+                        micro.sampled_logps = micro.ref_logps
             reference.reshard()  # FSDP would keep the root gathered until a backward pass
         with run.phase("grade"), run.reward_errors():
             graded = wait_for_grades()
@@ -275,6 +295,8 @@ def main(args):
                     logps, entropy = policy.token_logps(
                         micro.input_ids, micro.cu_seqlens, args.temperature, micro.response_mask,
                         entropy=True)                                                  # (T,), (T,)
+                    if args.off_policy:
+                        logps = limit_push(logps, micro, (rewards - v_star)[micro.index])
                     loss = apo_loss(micro.sum(logps), micro.sum(micro.ref_logps),
                                     rewards[micro.index], v_star[micro.index], args.beta2)
                     loss = loss * len(micro) / args.mini_batch_size  # its share of the mean
@@ -282,16 +304,21 @@ def main(args):
                              if args.entropy_coef else 0)
                     # FSDP averages gradients over the ranks; the shares have to be added up.
                     ((loss - bonus) * world_size).backward()
-                    run.measure(micro, loss, logps, micro.ref_logps, entropy)
+                    # Of stage 1's samples the KL is KL(pi_ref || pi).
+                    run.measure(micro, loss, logps,
+                                logps.detach() if from_stage_1 else micro.ref_logps, entropy)
                 grad_norm = clip_grad_norm_(policy.parameters(), args.grad_clip).full_tensor()
-                run.check_update(update, grad_norm.item())  # or exit, before the weights change
+                # Or exit, before the weights change.
+                run.check_update(update, grad_norm.item(), sampled=not from_stage_1)
                 optimizer.step()
                 optimizer.zero_grad()
 
         # ---- bring the new weights to vLLM ----
         with run.phase("sync"):
-            engine.sync(policy.gather_weights(run.dtype))
-        run.log(batch, responses, graded, v_star=v_star.mean().item())
+            if step + 1 >= args.stage_1_steps or run.evaluation_is_due(step + 1):
+                engine.sync(policy.gather_weights(run.dtype))
+        run.log(batch, responses, graded, v_star=v_star.mean().item(),
+                responses_from="stage 1" if from_stage_1 else "policy")
     finish(run, inputs)
 
 

@@ -6,4 +6,5 @@ from lib import cli
 
 def configure(script):
     """The script's own constants, and those of train_apo.py that are not of A*-PO alone."""
-    return cli.configure(script, train_apo.__file__, without=("beta2", "filter_incorrect"))
+    return cli.configure(script, train_apo.__file__, without=(
+        "beta2", "filter_incorrect", "off_policy", "stage_1_steps"))

@@ -27,10 +27,13 @@ from lib.tables import as_markdown
 from report import COLOURS
 
 import matplotlib.pyplot as plt
+import torch
 
 seeds = 3
 tasks = "arithmetic,facts"
 rates = "1,0.25"  # factors of the task's learning rate
+algorithms = ""   # some of ALGORITHMS, separated by semicolons; empty: all
+lags = "1,2,4,8,16,32"
 jobs = 2          # runs at a time
 # --------------------------------------------------------------------------------------------------
 
@@ -38,19 +41,27 @@ REPO = Path(__file__).resolve().parent.parent
 RESULTS, PICTURE = REPO / "bench/lag.jsonl", REPO / "assets/lag.png"
 UPDATES = 128
 LAGS = (1, 2, 4, 8, 16, 32)
-# By algorithm: its script, the constants of its stage 1 (None: it has none), responses per prompt.
-ALGORITHMS = {"A*-PO": ("train_apo.py", [], 1),
-              "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1),
-              "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1),
-              "GRPO": ("baselines.grpo", None, 8),
-              "OAPL": ("baselines.oapl", None, 8)}
+# By algorithm: its script, the constants of its stage 1 (None: it has none), responses per prompt,
+# and more arguments.
+AS_BEFORE = ["--beta1=0.5", "--drop_equal=False", "--grad_clip=1"]
+ALGORITHMS = {"A*-PO": ("train_apo.py", [], 1, []),
+              "A*-PO, mean reward": ("train_apo.py", ["--beta1=0"], 1, []),
+              "A*-PO, mean - 0.1": ("train_apo.py", ["--beta1=0"], 1, []),
+              "A*-PO, 0": ("train_apo.py", ["--beta1=-1"], 1, []),
+              "A*-PO, token": ("train_apo.py", [], 1, ["--off_policy=True"]),
+              **{f"A*-PO, {rule}": ("bench/forms.py", [], 1, [rule, "--off_policy=True"])
+                 for rule in ("sequence", "veto", "mean")},
+              "GRPO": ("baselines.grpo", None, 8, []),
+              "GRPO, no clip": ("baselines.grpo", None, 8, ["--clip_ratio=1000"]),
+              "OAPL": ("baselines.oapl", None, 8, AS_BEFORE),
+              "OAPL, mean": ("baselines.oapl", None, 8, [*AS_BEFORE, "--beta1=0"])}
 CASE = ("task", "rate", "algorithm", "lag", "seed")  # what a line of the results is about
 
 
 def train(task, rate, algorithm, lag, seed):
     """One run; returns its line of lag.jsonl."""
     from lib.run import hardware  # takes a second to import
-    script, of_stage_1, n = ALGORITHMS[algorithm]
+    script, of_stage_1, n, more = ALGORITHMS[algorithm]
     name = re.sub(r"\W+", "_", algorithm.lower())
     folder = REPO / f"out/lag/{task}/{rate:g}/{name}/{lag}/{seed}"
     if of_stage_1 is not None:
@@ -58,11 +69,15 @@ def train(task, rate, algorithm, lag, seed):
     if of_stage_1:  # the same samples are graded again, which gives other values
         start("estimate_value.py", *PRESETS[task], f"--seed={seed}", f"--out={folder}",
               *of_stage_1, log=folder / "values.txt")
+    if algorithm == "A*-PO, mean - 0.1":
+        values = torch.load(folder / "values.pt")
+        values["v_star"] -= 0.1
+        torch.save(values, folder / "values.pt")
     defaults = constants_of(REPO / "train_apo.py")
     for preset in PRESETS[task]:
         defaults |= constants_of(REPO / preset, is_preset=True)
     steps, prompts = UPDATES // lag, 32 // n
-    start(script, *PRESETS[task], f"--seed={seed}", f"--out={folder}",
+    start(script, *more, *PRESETS[task], f"--seed={seed}", f"--out={folder}",
           f"--lr={rate * defaults['lr']}", "--lr_decay=False", f"--max_steps={steps}",
           f"--batch_size={prompts * lag}", f"--mini_batch_size={prompts}",
           f"--eval_every={steps // 2}", "--save_every=0", log=folder / "log.txt")
@@ -132,8 +147,10 @@ def show(tasks, rates, results):
 
 def main(args):
     tasks, rates = args.tasks.split(","), [*map(float, args.rates.split(","))]
+    lags, algorithms = [*map(int, args.lags.split(","))], args.algorithms.split("; ")
     cases = [(task, rate, algorithm, lag, seed) for seed in range(args.seeds) for rate in rates
-             for task in tasks for lag in LAGS for algorithm in ALGORITHMS]
+             for lag in lags for task in tasks for algorithm in ALGORITHMS
+             if not args.algorithms or algorithm in algorithms]
     show(tasks, rates, run_missing(cases, CASE, train, RESULTS, args.jobs))
 
 

@@ -98,13 +98,13 @@ class Run:
             if accuracy:
                 print(f"held-out accuracy before training: {accuracy['accuracy']:.3f} greedy, "
                       f"{accuracy['accuracy_sampled']:.3f} at temperature 1")
-        elif self.evaluation_is_due() and "accuracy" not in self.history[-1]:
+        elif self.evaluation_is_due(self.step) and "accuracy" not in self.history[-1]:
             self.history[-1].update(self.evaluate())  # the run was stopped during this evaluation
             self.write_metrics()
         print(HEADER, flush=True)
 
-    def evaluation_is_due(self):
-        return self.step % self.eval_every == 0 or self.step == self.max_steps
+    def evaluation_is_due(self, step):
+        return step % self.eval_every == 0 or step == self.max_steps
 
     def evaluate(self):
         set_activity("evaluation")
@@ -117,6 +117,7 @@ class Run:
         """Yield the steps that are left, until a stop is requested; evaluate, print, save each."""
         while self.step < max(self.max_steps, 1) and not stop_requested():
             self.seconds, self.updates, self.logp_diffs = {}, [], []
+            self.diff_mean = self.diff_max = 0.0
             self.sums = torch.zeros(3, device=device)  # of loss, KL and entropy in this update
             self.begin = time.perf_counter()
             yield self.step
@@ -126,7 +127,7 @@ class Run:
                 sys.exit()
             self.step += 1
             self.write_metrics()
-            if self.evaluation_is_due():
+            if self.evaluation_is_due(self.step):
                 self.history[-1].update(self.evaluate())
                 self.write_metrics()
             if self.wandb:
@@ -166,10 +167,11 @@ class Run:
         if not self.updates:  # until the first update the trainer has the weights of the sampler
             self.logp_diffs.append((logps.detach() - micro.sampled_logps)[mask].abs())
 
-    def check_update(self, update, grad_norm):
+    def check_update(self, update, grad_norm, sampled=True):
         """End an update's metrics. Exits, on all ranks, if it must not reach the weights: the loss
-        or the gradient is not finite, or the responses were sampled from other weights."""
-        if not self.updates:
+        or the gradient is not finite, or the responses were sampled from other weights. sampled:
+        whether the engine has sampled in this step."""
+        if sampled and not self.updates:
             diff = torch.cat(self.logp_diffs)
             self.diff_mean = all_reduce_sum(diff.sum()).item() / update.num_tokens
             self.diff_max = max(all_gather(diff.max().item()))
@@ -298,7 +300,9 @@ def write_model(folder, policy, dtype, initial_model, training):
 def warnings_about(history):
     """What a user should know about the last step's metrics: a list of lines."""
     now, lines = history[-1], []
-    diff, first_diff = now["logp_diff_mean"], history[0]["logp_diff_mean"]
+    # It is 0 in steps with stage 1's samples.
+    diff = now["logp_diff_mean"]
+    first_diff = next((m["logp_diff_mean"] for m in history if m["logp_diff_mean"]), 0.0)
     if diff > 3 * first_diff + 1e-4:
         lines.append(f"vLLM's log-probabilities differ from the trainer's by {diff:.2g} per token "
                      f"on average, in the first step by {first_diff:.2g}. Slow growth is rounding; "

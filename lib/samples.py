@@ -12,7 +12,7 @@ from glob import glob
 from typing import NamedTuple
 
 from lib.cli import check, progress
-from lib.distributed import all_gather, set_activity
+from lib.distributed import all_gather, rank, set_activity
 from lib.files import read_jsonl
 
 import torch
@@ -121,6 +121,21 @@ def match_values(folder, rows, expected, filter_incorrect):
     return rows, v_star, hashlib.sha256(seen.encode()).hexdigest()
 
 
+def read_stage_1(folder, rows, steps, epoch):
+    """For stage 2, the responses of its first `steps` steps, of which an epoch has `epoch`: the
+    first samples of each row, as {(prompt id, sample number): Response}. Raises ValueError."""
+    if not steps:
+        return {}
+    path, number = os.path.join(folder, "responses.jsonl"), -(-steps // max(epoch, 1))
+    lines = {line["id"]: line["responses"] for line in read_jsonl(path, ("id", "responses"))}
+    found = {(row["id"], s["sample"]): Response(s["tokens"], s["text"], not s["finished"],
+                                                [0.0] * len(s["tokens"]))
+             for row in rows for s in lines.get(row["id"], []) if s["sample"] < number}
+    check(len(found) == number * len(rows), f"--stage_1_steps={steps}: {path} has fewer samples "
+          f"than the {number} of each prompt that these steps need ({epoch} steps are an epoch)")
+    return found
+
+
 def difference(theirs, ours, names):
     """(name, their value, our value) of the first setting in which two jobs differ, or Nones. If
     their prompts do, a setting that explains it comes first."""
@@ -149,7 +164,8 @@ def read_samples(folder, meta):
     for path, settings, lines in read_parts(os.path.join(folder, PARTS)):
         check_settings_of(settings, path)
         for s in lines:
-            s.pop("tokens")  # their number is kept
+            if rank > 0:  # rank 0 writes them to responses.jsonl
+                s.pop("tokens")
             samples[s.pop("id"), s["sample"]] = s
     return samples
 
@@ -185,10 +201,12 @@ def read_published(source, rows, n, tokenizer, max_response_tokens):
         prompt_id = ids.get(published["prompt"][0]["content"].strip())
         for i in range(n if prompt_id is not None else 0):
             text = published[f"response_{i}"]
-            length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1  # 1: EOS
+            tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = [*tokens, tokenizer.eos_token_id]
             samples[prompt_id, i] = {
-                "sample": i, "text": text, "length": min(length, max_response_tokens),
-                "finished": length <= max_response_tokens,
+                "sample": i, "text": text, "length": min(len(tokens), max_response_tokens),
+                "finished": len(tokens) <= max_response_tokens,
+                "tokens": tokens[:max_response_tokens],
                 "published": float(published[f"eval_{i}"])}
     check(samples, f"{source}: none of its prompts is in data/; was it made with this task?")
     print(f"{source}: responses to {len(samples) // n:,} of {len(rows):,} prompts; it has "
