@@ -12,6 +12,7 @@ minimises
 with V* from estimate_value.py. For the optimal policy the two terms are equal: its log-ratio is the
 optimal advantage. Compared with PPO and GRPO there is no critic, no group of responses per prompt,
 no clipping and no importance ratio (baselines/ has PPO, GRPO, REBEL and OAPL in the same shape).
+With stage_1_steps the first steps generate nothing: they train on stage 1's own samples.
 
 Reads data/<task>/{train,test}.jsonl and <out>/values.pt. Writes <out>/metrics.jsonl, one line per
 step, <out>/eval-<step>.jsonl, the responses of each evaluation, <out>/ckpt, <out>/model and
@@ -107,13 +108,21 @@ def apo_loss(logps, ref_logps, rewards, v_star, beta2):
 
 
 def limit_push(logps, micro, advantages):
-    """The log-probabilities, without a gradient for tokens that were pushed down far enough.
+    """The log-probabilities, without a gradient where a token has been pushed down far enough.
 
-    logps (T,): of the tokens of `micro` under the policy; advantages (B,): r - V*.
+    Every update makes a response with r < V* less probable. On-policy it is soon sampled no more.
+    Among old samples it stays, and the push would only end at a log-ratio of (r - V*) / beta2, some
+    hundred nats below 0; what the response loses goes to responses that nobody has sampled. So the
+    push on a token ends where it is 0.8 times as probable as when it was sampled: PPO's lower clip
+    (arXiv 1707.06347, eq. 7). It bounds what TOPR (arXiv 2503.14286) bounds by the ratio of whole
+    responses; that of a token stays above rounding in bfloat16 however long the response is.
+
+    logps (T,): of the tokens of `micro` under the policy; advantages (B,): r - V*. On-policy
+    nothing is held back. tests/test_bandit.py has an example with five responses.
     """
     log_ratio = logps.detach() - micro.sampled_logps
-    pushed = (micro.per_token(advantages) < 0) & (log_ratio < -0.2)
-    return torch.where(pushed, logps.detach(), logps)
+    far_enough = (micro.per_token(advantages) < 0) & (log_ratio < -0.2)  # exp(-0.2) = 0.8
+    return torch.where(far_enough, logps.detach(), logps)
 
 
 # ---- what comes before the networks, the same for the algorithms in baselines/ -------------------
@@ -285,8 +294,7 @@ def main(args):
             group["lr"] = args.lr * decay(args, step)
         with run.phase("train"):
             # From the second update on, y comes from a slightly older policy, without importance
-            # ratio. Two updates did no clear harm; four or more can, unless V* is replaced by 0
-            # (docs/claims.md, "Older samples").
+            # ratio. Two updates do no clear harm; four or more need off_policy (docs/claims.md).
             for update in updates:
                 for micro in update.micro_batches:
                     last = micro is update.micro_batches[-1]

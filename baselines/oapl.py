@@ -1,7 +1,7 @@
 """OAPL (arXiv 2602.19362) with the loop of train_apo.py, to be read and run beside it.
 
     python -m baselines.oapl                                       # the embedded arithmetic task
-    python -m baselines.oapl --batch_size=128 --mini_batch_size=8  # 16 updates per sampling
+    python -m baselines.oapl --batch_size=512                      # 16 updates per sampling
     torchrun --nproc_per_node=8 -m baselines.oapl config/math.py   # Qwen2.5-1.5B on MATH, 8 GPUs
 
 It is A*-PO with the policy that sampled in the place of the reference. Each step samples group_size
@@ -14,10 +14,10 @@ log-ratio for any y, whoever wrote it. So a step may have many updates, without 
 clipping: the paper brings weights to the sampler every 50 to 400 updates. There is no stage 1, and
 no second model: ln pi_old is what vLLM returned with the samples.
 
-Loss, V* and the lag are the paper's, as its abstract and public summaries give them. Its settings
-were not at hand: beta1, beta2, learning rate and batch are A*-PO's and GRPO's here. Its samplers
-run beside the trainer; here they alternate, so all updates of a step have samples of one policy.
-The metrics' kl is KL(pi_old || pi), on the samples, and not from the initial model.
+beta1, beta2, 256 responses an update, the gradient's clip and leaving out groups without a
+difference are the paper's; its learning rate is 1e-6, with models of billions of parameters. Its
+samplers run beside the trainer; here they alternate, so all updates of a step have samples of one
+policy. The metrics' kl is KL(pi_old || pi), on the samples, and not from the initial model.
 
 The run's folder is out/<task>_oapl, unless --out names another.
 """
@@ -36,12 +36,13 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 # The other constants are those of train_apo.py.
-batch_size = 32                  # prompts per step, group_size responses each
-mini_batch_size = 16             # prompts per update of the weights
+batch_size = 64                  # prompts per step, group_size responses each
+mini_batch_size = 32             # prompts per update of the weights
 group_size = 8                   # responses per prompt
-beta1 = 0.5                      # of V*
+beta1 = 1.0                      # of V*
 beta2 = 1e-3                     # strength of the pull towards pi_old
-drop_equal = False               # leave out groups whose responses all earn the same
+grad_clip = 1e-3                 # largest norm of an update's gradient
+drop_equal = True                # leave out groups whose responses all earn the same
 # --------------------------------------------------------------------------------------------------
 
 

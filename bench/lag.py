@@ -54,7 +54,8 @@ ALGORITHMS = {"A*-PO": ("train_apo.py", [], 1, []),
               "GRPO": ("baselines.grpo", None, 8, []),
               "GRPO, no clip": ("baselines.grpo", None, 8, ["--clip_ratio=1000"]),
               "OAPL": ("baselines.oapl", None, 8, AS_BEFORE),
-              "OAPL, mean": ("baselines.oapl", None, 8, [*AS_BEFORE, "--beta1=0"])}
+              "OAPL, mean": ("baselines.oapl", None, 8, [*AS_BEFORE, "--beta1=0"]),
+              "OAPL, its settings": ("baselines.oapl", None, 8, [])}  # 256 responses an update
 CASE = ("task", "rate", "algorithm", "lag", "seed")  # what a line of the results is about
 
 
@@ -76,7 +77,7 @@ def train(task, rate, algorithm, lag, seed):
     defaults = constants_of(REPO / "train_apo.py")
     for preset in PRESETS[task]:
         defaults |= constants_of(REPO / preset, is_preset=True)
-    steps, prompts = UPDATES // lag, 32 // n
+    steps, prompts = UPDATES // lag, 32 if algorithm == "OAPL, its settings" else 32 // n
     start(script, *more, *PRESETS[task], f"--seed={seed}", f"--out={folder}",
           f"--lr={rate * defaults['lr']}", "--lr_decay=False", f"--max_steps={steps}",
           f"--batch_size={prompts * lag}", f"--mini_batch_size={prompts}",

@@ -118,6 +118,16 @@ def apo_update(ys):
     return apo_by_hand(*sums_of(ys, "logps", "ref", "reward"), v_star, 0.1)
 
 
+def off_policy_update(ys):
+    """The sampler's ln p is 0.3 higher in wrong responses: these are not pushed down further."""
+    for y in ys:
+        v_star = 0.1 * (summands(y.prompt)[0] - 10)
+        far = (y.logps - y.sampled < -0.2) & (y.reward < v_star)
+        y.logps = torch.stack([a.detach() if held else a
+                               for a, held in zip(y.logps, far, strict=True)])
+    return apo_update(ys)
+
+
 def rebel_update(ys):
     return rebel_by_hand(*sums_of(ys, "logps", "sampled", "ref", "reward"), 4.0, 0.3)
 
@@ -220,6 +230,7 @@ def train_by_hand(loss_of, batches, critic):
 
 STAGES = {
     "apo": (train_apo, apo_update, dict(beta2=0.1)),
+    "apo, off-policy": (train_apo, off_policy_update, dict(beta2=0.1, off_policy=True)),
     "rebel": (rebel, rebel_update, dict(batch_size=4, mini_batch_size=2, eta=4.0, kl_coef=0.3)),
     "grpo": (grpo, grpo_update, dict(batch_size=4, mini_batch_size=2, group_size=2, clip_ratio=0.1,
                                      kl_coef=0.3)),
@@ -231,11 +242,13 @@ STAGES = {
 
 @cpu_only
 @pytest.mark.parametrize("name", STAGES)
-def test_training_is_what_its_formulas_say(name, train):
+def test_training_is_what_its_formulas_say(name, train, monkeypatch):
     """Two steps leave the same weights and metrics as one sequence at a time, computed from the
     definitions. PPO's critic learns beside the policy, and decides the second step. A run whose
     learning rate decays is not made longer: it would have been another one."""
     stage, loss_of, constants = STAGES[name]
+    if "off_policy" in constants:
+        monkeypatch.setattr(FakeEngine, "off", 0.3)
     engine = train(stage, **constants)
     expected, metrics = train_by_hand(loss_of, engine.batches,
                                       CriticByHand() if name == "ppo" else None)
@@ -272,6 +285,39 @@ def test_a_run_continues_bit_for_bit(name, train):
     again, continued = run(4)
     assert again == whole and len(whole) == 4
     assert all(torch.equal(a, b) for a, b in zip(saved, continued, strict=True))
+
+
+@cpu_only
+def test_the_first_steps_take_stage_1s_samples(train, capsys):
+    """Sample k of each prompt in epoch k. Nothing is generated, the policy that sampled is the
+    reference, and the sampler is checked from its first sampling on. Before and after the change a
+    run continues bit for bit. More steps than there are samples are refused."""
+    def run(max_steps, **more):
+        train(train_apo, max_steps=max_steps, stage_1_steps=4, off_policy=True, lr_decay=False,
+              **more)
+        return [{k: v for k, v in m.items() if "accuracy" not in k} for m in what_counts(OUT)]
+
+    rows = read_jsonl("data/arithmetic/train.jsonl", ())
+    kept = [{"id": row["id"], "responses": [
+        {"sample": k, "text": f"#### {row['answer']}" if k else "", "finished": True,
+         "tokens": [40 + i, k]} for k in range(2)]} for i, row in enumerate(rows)]
+    write_jsonl(f"{OUT}/responses.jsonl", kept)
+    whole = run(6, save_rollouts=1)
+    batches = [read_jsonl(f"{OUT}/rollouts/step-00000{k}.jsonl", ()) for k in range(1, 7)]
+    for epoch in range(2):
+        seen = [(r["id"], r["tokens"], r["text"]) for b in batches[2 * epoch:][:2] for r in b]
+        assert sorted(seen) == sorted((k["id"], s["tokens"], s["text"]) for k in kept
+                                      for s in k["responses"][epoch:epoch + 1])
+    assert [[m["responses_from"], m["logp_diff_mean"] > 0]
+            for m in whole] == 4 * [["stage 1", False]] + 2 * [["policy", True]]
+    assert [m["reward"] for m in whole[:4]] == [0, 0, 1, 1]
+    assert len(FakeEngine.latest.batches) == 2
+    for steps in (3, 5):
+        run(steps, resume=False)
+        assert run(6) == whole
+    with pytest.raises(SystemExit, match="--stage_1_steps=5: .*responses.jsonl has fewer samples "
+                       "than the 3 of each prompt that these steps need \\(2 steps are an epoch"):
+        train(train_apo, stage_1_steps=5)
 
 
 @cpu_only
@@ -374,13 +420,13 @@ META = {"model": "m", "prompts": "p", "temperature": 1.0, "max_response_tokens":
 def test_samples_with_other_settings_are_not_mixed(key, finished, tmp_path):
     """Neither those of an interrupted nor those of a finished stage 1; reward and beta1 may differ,
     as the samples don't depend on them. A line that a kill left incomplete is no sample."""
-    response = {"sample": 0, "text": "#### 13", "length": 2, "finished": True}
+    response = {"sample": 0, "text": "#### 13", "length": 2, "finished": True, "tokens": [5, 6]}
     part = tmp_path / "responses.part.0.jsonl"
     if finished:
         save_values(tmp_path, ["a"], torch.ones(1, 1), [1.0], META)
         write_jsonl(tmp_path / "responses.jsonl", [{"id": "a", "responses": [response]}])
     else:
-        write_jsonl(part, [META, {"id": "a", **response, "tokens": [5, 6]}])
+        write_jsonl(part, [META, {"id": "a", **response}])
         part.write_text(part.read_text() + '{"id": "b", "sam')
     assert read_samples(tmp_path, META | {"reward": "new", "beta1": 0.1}) == {("a", 0): response}
     with pytest.raises(ValueError, match=f"was sampled with {key} = "):

@@ -4,7 +4,8 @@ All expectations are sums over the five responses, so nothing is left to chance 
 stage 1. The conclusions are in docs/claims.md, "What the theory says".
 """
 from estimate_value import optimal_value
-from train_apo import apo_loss
+from lib.batches import MicroBatch
+from train_apo import apo_loss, limit_push
 
 import pytest
 import torch
@@ -79,3 +80,36 @@ def test_off_policy_wrong_values_move_the_fixed_point(name):
     distance = (found - OPTIMAL).abs().sum(1) / 2  # total variation
     assert distance.max() < 1e-7 if name == "exact" else distance.max() > 0.01
     assert (found * REWARDS).sum(1).mean().item() == pytest.approx(reward, abs=5e-4)
+
+
+def old_samples(v, off_policy, steps):
+    """(gradient of the first update, policy after many) on four old samples of five responses: the
+    first three, and the first once more. The second one alone is right."""
+    ref, y = REF[0], torch.tensor([0, 1, 2, 0])
+    micro = MicroBatch(index=y, input_ids=y, cu_seqlens=torch.arange(5, dtype=torch.int32),
+                       response_mask=y >= 0, sampled_logps=ref[y])
+    logits, rewards, first = ref.clone().requires_grad_(), (y == 1).double(), None
+    for _ in range(steps):
+        logps = torch.log_softmax(logits, 0)[y]
+        if off_policy:
+            logps = limit_push(logps, micro, rewards - v)
+        loss = apo_loss(logps, ref[y], rewards, torch.tensor(v), 1e-3)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        first = gradient if first is None else first
+        with torch.no_grad():
+            logits -= 100 * gradient
+    return first, torch.softmax(logits.detach(), 0)
+
+
+@pytest.mark.parametrize("v, leaks", [(0.15, False), (0.25, False), (0.7, True), (1.0, True)])
+def test_old_samples_leak_to_responses_that_nobody_sampled(v, leaks):
+    """Their mean reward is 1/4. The logit of a response that is not among them moves by
+    2 beta2 pi(y) (V - 1/4): up, if V lies above the mean. With the same samples again and again and
+    V far above the mean, all probability ends on such a response, although a right one is among the
+    samples. With limit_push it does not, and where V < 1 most of it ends on the right one."""
+    gradient, policy = old_samples(v, False, 3000)
+    torch.testing.assert_close(gradient[3:], -2e-3 * REF[0, 3:].exp() * (v - 0.25))
+    assert policy[3:].sum() > 0.99 if leaks else policy[1] > 0.99
+    gradient, policy = old_samples(v, True, 3000)
+    torch.testing.assert_close(gradient[3:], -2e-3 * REF[0, 3:].exp() * (v - 0.25))
+    assert policy[3:].sum() < 0.35 and (policy[1] > 0.98 or v == 1)
