@@ -68,7 +68,8 @@ def optimal_value(rewards, beta1):
         return rewards.new_zeros(len(rewards))
     if beta1 == 0:
         return rewards.mean(dim=1)
-    return beta1 * (torch.logsumexp(rewards / beta1, dim=1) - log(rewards.shape[1]))
+    exponents = rewards.double() / beta1  # in float32 a large beta1 would leave no digit of them
+    return (beta1 * (torch.logsumexp(exponents, dim=1) - log(rewards.shape[1]))).to(rewards.dtype)
 
 
 def finish(args, folder, rows, all_rows, samples, meta):
@@ -131,12 +132,15 @@ def main(args):
         check_settings(args.dtype, max_response_tokens=args.max_response_tokens,
                        samples_per_prompt=args.samples_per_prompt, tp=args.tp)
         check(args.temperature > 0, f"--temperature={args.temperature} must be above 0")
+        check(args.responses_from or not args.keep_rewards, "--keep_rewards=True: the rewards of "
+              "which responses? Set --responses_from, too")
         path, config, tokenizer = open_model(args.model)
         all_rows = load_prompts(args.task, "train", tokenizer, args.max_prompt_tokens,
                                 config.max_position_embeddings, args.max_response_tokens,
                                 args.chat_template, args.chat_template_kwargs)
         lock(folder)
-        meta = {"model": fingerprint(path), "prompts": fingerprint_prompts(all_rows),
+        meta = {"model": fingerprint(path, tokenizer),
+                "prompts": fingerprint_prompts(all_rows),
                 "reward": reward.fingerprint(all_rows), "temperature": args.temperature,
                 "max_response_tokens": args.max_response_tokens, "dtype": args.dtype,
                 "seed": args.seed, "beta1": args.beta1, "task": args.task,

@@ -28,7 +28,7 @@ from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sam
                       task_name)
 from lib.distributed import (all_gather, all_reduce_sum, device, rank, restart_timer, run_stage,
                              set_activity, stop_requested, world_size)
-from lib.files import atomic_file, lock, read_json, write_jsonl
+from lib.files import alone, atomic_file, read_json, write_jsonl
 from lib.samples import Response, read_parts, sample
 from lib.tables import results_folder, results_table
 from lib.weights import fingerprint, read_weights, stop_ids
@@ -114,14 +114,13 @@ class Job(NamedTuple):
 def make_jobs(args, name, tasks):
     """([Job of each task], what models must share to be evaluated together) of a model."""
     path, config, tokenizer = open_model(name)
-    lock(results_folder(name))
     read_json(f"{results_folder(name)}/eval.json")  # an error now, not after hours
     trained = read_json(f"{path}/training.json").get("constants", {})
     for setting in ("chat_template", "chat_template_kwargs"):
         then, now = trained.get(setting), getattr(args, setting)
         if then not in (None, now):
             print(f"warning: {name} was trained with {setting} = {then!r}, here it is {now!r}")
-    model_fingerprint, jobs = fingerprint(path), []
+    model_fingerprint, jobs = fingerprint(path, tokenizer), []
     for t in tasks:
         rows = load_prompts(t, "test", tokenizer, 0, config.max_position_embeddings,
                             args.max_response_tokens, args.chat_template,
@@ -297,9 +296,10 @@ def main(args):
         by_model[job.model][job.task] = results
         if rank == 0:
             folder = results_folder(job.model)
-            write_jsonl(f"{folder}/eval-{job.task}.jsonl", records)
-            with atomic_file(f"{folder}/eval.json") as f:
-                json.dump(read_json(f"{folder}/eval.json") | {job.task: results}, f, indent=2)
+            with alone(folder):  # another job may evaluate the same base model
+                write_jsonl(f"{folder}/eval-{job.task}.jsonl", records)
+                with atomic_file(f"{folder}/eval.json") as f:
+                    json.dump(read_json(f"{folder}/eval.json") | {job.task: results}, f, indent=2)
             print_wrong(records, args.show)
     print(f"\n{results_table(by_model)}")
 

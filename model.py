@@ -69,12 +69,12 @@ class Config:
     @classmethod
     def from_dict(cls, d):
         """Read a parsed config.json. Raises ValueError on what this file doesn't implement."""
-        # transformers 5 writes rope_theta into rope_parameters.
-        rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        # transformers reads the first of these that is there; version 5 writes the second.
+        ropes = {name: d[name] for name in ("rope_scaling", "rope_parameters") if d.get(name)}
+        rope = next(iter(ropes.values()), {})
         layers = set(d.get("layer_types") or ["full_attention"])
         architectures, model_type = d.get("architectures") or [], d.get("model_type", "qwen2")
-        check("quantization_config" not in d, "quantised weights can't be trained: take the "
+        check(d.get("quantization_config") is None, "quantised weights can't be trained: take the "
               "original model")
         for name, supported in (("model_type", model_type in ("qwen2", "qwen3", "llama")),
                                 ("architectures", all("CausalLM" in a for a in architectures)),
@@ -85,12 +85,17 @@ class Config:
                                 ("use_sliding_window", not d.get("use_sliding_window", False)),
                                 ("dual_chunk_attention_config",
                                  not d.get("dual_chunk_attention_config")),
-                                ("rope_scaling", rope_type == "default")):
-            check(supported, f"{name} = {d.get(name, rope)!r} is not a Qwen2.5, Qwen3 or Llama "
-                  "that model.py implements")
-        known = {f.name: d[f.name] for f in fields(cls) if d.get(f.name) is not None}
+                                *((name, r.get("rope_type", r.get("type", "default")) == "default")
+                                  for name, r in ropes.items())):
+            check(supported, f"{name} = {d.get(name)!r} is not a Qwen2.5, Qwen3 or Llama that "
+                  "model.py implements")
+        heads = d.get("num_attention_heads", 32)
+        # Defaults of transformers. With those of other fields the weights would not fit.
+        known = {"num_attention_heads": heads, "num_key_value_heads": heads,
+                 "max_position_embeddings": 2048 if model_type == "llama" else 32768,
+                 "head_dim": 128 if model_type == "qwen3" else 0, "tie_word_embeddings": False}
+        known |= {f.name: d[f.name] for f in fields(cls) if d.get(f.name) is not None}
         known["rope_theta"] = rope.get("rope_theta", d.get("rope_theta", 10000.0))
-        known["tie_word_embeddings"] = d.get("tie_word_embeddings", False)
         return cls(**known)
 
     @classmethod

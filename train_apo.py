@@ -164,10 +164,9 @@ def read_inputs(args, algorithm="A*-PO"):
                   for split in ("train", "test"))
     suffix = "" if algorithm == "A*-PO" else f"_{algorithm.lower()}"
     folder = args.out or os.path.join("out", task_name(args.task) + suffix)
-    lock(folder)
     return Inputs(algorithm, folder, path, config, tokenizer, rows,
                   subset(test, args.eval_prompts, seed=0),
-                  {"model": fingerprint(path), "prompts": fingerprint_prompts(rows),
+                  {"model": fingerprint(path, tokenizer), "prompts": fingerprint_prompts(rows),
                    "reward": reward.fingerprint(rows)})
 
 
@@ -181,6 +180,8 @@ def make_run(args, inputs, responses_per_prompt=1, critic=False, reference=True)
     rows = inputs.rows
     check(args.batch_size <= len(rows), f"--batch_size={args.batch_size}: there are {len(rows)} "
           "prompts")
+    if args.max_steps:  # a try writes nothing
+        lock(inputs.folder)
     constants = {"algorithm": inputs.algorithm, **vars(args), **{
         f"fingerprint of {part}": digest for part, digest in inputs.fingerprints.items()}}
     # With lr_decay, max_steps decides the learning rate of every step.

@@ -22,6 +22,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_state_dict,
                                                      set_state_dict)
 
+# {constant: the fingerprint that covers it}. If that is the same, the constant may have another
+# value, such as the path of a copy of the model.
+COVERED = {"model": "model", "task": "prompts", "chat_template_kwargs": "prompts"}
+
 # Weights that an adapter changes are not part of a checkpoint.
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
@@ -50,8 +54,10 @@ def find_checkpoint(folder, constants, may_differ):
 
 def check_constants(path, saved, constants, may_differ):
     """Raises ValueError if what is in `path` was trained with other constants than these."""
+    same = {name for name, part in COVERED.items()
+            if saved.get(f"fingerprint of {part}", 0) == constants.get(f"fingerprint of {part}")}
     for name, value in constants.items():
-        check(name in may_differ or saved.get(name) == value,
+        check(name in may_differ or name in same or saved.get(name) == value,
               f"{path} was trained with {name} = {saved.get(name)!r}, this run has {value!r}; "
               "choose another --out, or start anew with --resume=False")
 

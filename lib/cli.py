@@ -11,6 +11,7 @@ from lib.distributed import exit_with_error, rank
 from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+STAGES = ("prepare", "estimate_value", "train_apo", "evaluate")
 MAY_BE_NEGATIVE = {"beta1"}
 
 
@@ -33,8 +34,8 @@ def configure(script, base=None, without=()):
         if rank == 0:
             print_help(script, base, constants)
         sys.exit(0)
-    stages = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("baselines/*.py")] if presets else []
-    known = set(constants).union(*map(constants_of, stages))
+    stages = [*(REPOSITORY / f"{name}.py" for name in STAGES), *REPOSITORY.glob("baselines/*.py")]
+    known = set(constants).union(*map(constants_of, stages if presets else ()))
     for preset in presets:
         if not Path(preset).is_file():
             exit_with_error(f"{preset}: neither --name=value nor a preset file")

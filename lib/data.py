@@ -42,6 +42,8 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_respons
         ids.add(row["id"])
         check(row["prompt"], f"{where}: the prompt is empty")
     texts = [row["prompt"] for row in rows]
+    check(chat_template or not chat_template_kwargs,
+          f"--chat_template_kwargs={chat_template_kwargs}: it needs --chat_template=True")
     if chat_template:
         texts = in_template(texts, tokenizer, chat_template_kwargs)
     # A template writes the tokens that begin a text (BOS) itself.

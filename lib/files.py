@@ -29,6 +29,18 @@ def lock(folder):
     locks[folder] = descriptor
 
 
+@contextmanager
+def alone(folder):
+    """Wait until no other job on this machine is in such a block for this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # a file system may have no locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def read_jsonl(path, keys):
     """The objects of a .jsonl file, in which lines may be empty. Raises ValueError, naming file and
     line, if one lacks a key."""

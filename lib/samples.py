@@ -1,8 +1,8 @@
 """Responses on the disk: as they are sampled, as stage 1 keeps them, as the paper published them.
 
-    responses.part.<engine>.jsonl    while stage 1 samples: the settings, then a response per line
-    values.pt                        when it is done: see estimate_value.py
-    responses.jsonl                  beside values.pt: all its responses, to read and to grade again
+    responses.part.*.jsonl    while stage 1 samples: the settings, then a response per line
+    values.pt                 when it is done: see estimate_value.py
+    responses.jsonl           beside values.pt: all its responses, to read and to grade again
 """
 import hashlib
 import json
@@ -34,8 +34,8 @@ class Response(NamedTuple):
 def sample(engine, todo, pattern, settings, max_response_tokens, temperature, desc="sampling"):
     """Sample a response for each (row, sample number, seed) of todo, on all engines. A collective.
 
-    Each engine appends to a file of its own, `pattern` with its number for the *: first a line with
-    the settings, then one per response, as soon as it is finished. Returns (seconds, tokens).
+    Each engine writes a new file, `pattern` with the time and its number for the *: first a line
+    with the settings, then one per response, as soon as it is finished. Returns (seconds, tokens).
     """
     set_activity(desc)
     begin, tokens = time.time(), 0
@@ -43,11 +43,10 @@ def sample(engine, todo, pattern, settings, max_response_tokens, temperature, de
     stream = engine.stream([row["tokens"] for row, _, _ in todo], [seed for _, _, seed in todo],
                            max_response_tokens, temperature)
     os.makedirs(os.path.dirname(pattern), exist_ok=True)
-    file = pattern.replace("*", str(engine.engine_index))
+    file = pattern.replace("*", f"{time.time_ns()}.{engine.engine_index}")
     try:
-        with open(file if engine.tp_rank == 0 else os.devnull, "a") as f:
-            if f.tell() == 0:
-                f.write(json.dumps(settings) + "\n")
+        with open(file if engine.tp_rank == 0 else os.devnull, "w") as f:
+            f.write(json.dumps(settings) + "\n")
             for k, r in progress(stream, total=len(todo), unit="response",
                                  desc=f"{desc}, engine 1 of {engine.num_engines}"):
                 row, i, _ = todo[k]
@@ -64,14 +63,13 @@ def sample(engine, todo, pattern, settings, max_response_tokens, temperature, de
 
 
 def read_parts(pattern):
-    """[(path, settings, responses)] of the files that sample() has written."""
+    """[(path, settings, responses)] of the files that sample() has written, or is writing."""
     parts = []
     for path in sorted(glob(pattern)):
-        with open(path, "rb+") as f:
-            f.truncate(f.read().rfind(b"\n") + 1)  # the last line may be incomplete after a kill
-        if os.path.getsize(path):
-            settings, *lines = read_jsonl(path, ())
-            parts.append((path, settings, lines))
+        with open(path, "rb") as f:  # the last line may be incomplete
+            lines = [json.loads(line) for line in f if line.endswith(b"\n")]
+        if lines:
+            parts.append((path, lines[0], lines[1:]))
     return parts
 
 
@@ -102,7 +100,8 @@ def describe(values):
 
 
 def match_values(folder, rows, expected, filter_incorrect):
-    """For stage 2: (those rows that <folder>/values.pt has, their V* (P,), SHA-256 of both).
+    """For stage 2: (those rows that <folder>/values.pt has, their V* (P,), a text that tells other
+    rows or values apart: how many there are, and SHA-256 of both).
 
     expected: what must be the same in the file's meta; filter_incorrect: leave out prompts that
     were never solved. Raises OSError or ValueError with one line.
@@ -118,7 +117,8 @@ def match_values(folder, rows, expected, filter_incorrect):
     by_id, v_star = {row["id"]: row for row in rows}, values["v_star"][kept]
     rows = [by_id[values["ids"][k]] for k in kept]
     seen = json.dumps([[row["id"] for row in rows], v_star.tolist()])
-    return rows, v_star, hashlib.sha256(seen.encode()).hexdigest()
+    digest = hashlib.sha256(seen.encode()).hexdigest()
+    return rows, v_star, f"{len(rows)} prompts, SHA-256 {digest[:16]}"
 
 
 def read_stage_1(folder, rows, steps, epoch):

@@ -34,7 +34,9 @@ def find_model(path_or_hub_name):
             "*.json", "*.safetensors", "*.jinja", "merges.txt"])
     except Exception as e:  # offline, no such repository, no access: they all mean the same here
         raise ValueError(f"{name}: not a local folder, and the hub did not give it "
-                         f"({type(e).__name__})") from e
+                         f"({type(e).__name__}): check the name and the connection; if the model "
+                         f"is gated or private, accept its licence on https://huggingface.co/{name}"
+                         " and run `hf auth login`") from e
     return find_model(path)
 
 
@@ -111,13 +113,11 @@ def copy_unchanged(path, folder):
             shutil.copy(file, folder)
 
 
-def fingerprint(path):
-    """SHA-256 over what decides the samples but for the prompts' tokens: config.json,
-    generation_config.json and every byte of the weights (a second or so per GiB)."""
-    total = hashlib.sha256()
-    settings = [f for name in ("config.json", "generation_config.json")
-                if os.path.isfile(f := os.path.join(path, name))]
-    for file in [*settings, *weight_files(path)]:
+def fingerprint(path, tokenizer):
+    """SHA-256 over what decides the samples but for the prompts' tokens: the tokens that end a
+    response, config.json and every byte of the weights (a second or so per GiB)."""
+    total = hashlib.sha256(repr(sorted(map(str, stop_ids(path, tokenizer)))).encode())
+    for file in [os.path.join(path, "config.json"), *weight_files(path)]:
         with open(file, "rb") as f:
             total.update(hashlib.file_digest(f, "sha256").digest())
     return total.hexdigest()

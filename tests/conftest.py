@@ -198,7 +198,7 @@ def small(tmp_path, monkeypatch):
              "answer": str(first + i + second)} for i in range(number)])
     rows = load_prompts("arithmetic", "train", tokenizer, 0, 100, 12)
     constants = vars(arguments(estimate_value))
-    meta = {"model": fingerprint(MODEL), "prompts": fingerprint_prompts(rows),
+    meta = {"model": fingerprint(MODEL, tokenizer), "prompts": fingerprint_prompts(rows),
             "reward": reward.fingerprint(rows),
             **{name: constants[name] for name in ("temperature", "max_response_tokens", "dtype",
                                                   "seed", *PROMPT_SETTINGS)}}

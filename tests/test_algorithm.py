@@ -33,7 +33,8 @@ from torch.utils._pytree import tree_leaves
 @pytest.mark.parametrize("rewards, beta1, value", [
     ([0.0] * 8, 0.5, 0.0), ([0.0] * 7 + [1.0], 0.5, 0.294), ([0.0, 1.0] * 4, 0.5, 0.717),
     ([1.0] * 8, 0.5, 1.0), ([1.0] * 8, 1e-6, 1.0), ([0.1, 0.7, 0.4], 1e-4, 0.7),
-    ([0.1, 0.7, 0.4], 1e3, 0.4), ([0.1, 0.7, 0.4], 0.0, 0.4), ([0.1, 0.7, 0.4], -1.0, 0.0)])
+    ([0.1, 0.7, 0.4], 1e3, 0.4), ([0.1, 0.7, 0.4], 0.0, 0.4), ([0.1, 0.7, 0.4], -1.0, 0.0),
+    ([0.0] * 5 + [1.0] * 3, 1e6, 0.375)])
 def test_optimal_value(rewards, beta1, value):
     """V* has the values that follow from its formula, and it lies between the mean and the largest
     reward, without an overflow. As in the paper's code, beta1 = 0 is the mean, and < 0 is 0."""
@@ -217,7 +218,9 @@ def train_by_hand(loss_of, batches, critic):
             entropy += entropies.tolist()
         loss, norm, critic_loss = map(statistics.mean, zip(*of_updates, strict=True))
         kl = torch.cat([y.sampled - y.ref for y in ys])
-        off = torch.cat([y.logps - y.sampled for y in ys[:4]]).abs()  # before the first update
+        # Before the first update the trainer has the sampler's weights. What is left is the error
+        # that FakeEngine adds to the log-probabilities of its wrong answers.
+        off = torch.cat([FakeEngine.off * (1 - y.reward).expand(len(y.tokens)) for y in ys[:4]])
         metrics.append({
             "step": step, "lr": 1e-3 * (1 - step / 2), "tokens": len(kl), "kl": kl.mean().item(),
             "loss": loss, "grad_norm": norm, "entropy": statistics.mean(entropy),
@@ -355,7 +358,7 @@ def test_what_a_run_may_change_and_what_it_may_not(train, capsys):
         os.mkdir(f"{OUT}/ckpt")
     values = torch.load(f"{OUT}/values.pt")
     torch.save(values | {"v_star": values["v_star"] + 0.1}, f"{OUT}/values.pt")
-    with pytest.raises(SystemExit, match="with fingerprint of values = "):
+    with pytest.raises(SystemExit, match="with fingerprint of values = '16 prompts, SHA"):
         train(train_apo, **constants)
     assert os.path.exists(f"{OUT}/eval-000004.jsonl")
     train(train_apo, lr_decay=False, resume=False)  # two steps: what the older run left is deleted

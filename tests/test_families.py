@@ -121,6 +121,19 @@ def test_a_published_model(name, tmp_path):
     torch.testing.assert_close(again(ids[None, -23:]).logits, theirs(ids[None, -23:]).logits)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("heads", [{"num_attention_heads": 16, "num_key_value_heads": None}, {},
+                                   {"num_attention_heads": 32}])
+def test_what_a_config_does_not_say(kind, heads):
+    """It is what transformers takes. null is as good as nothing."""
+    config = {"model_type": kind, "hidden_size": 1024, "quantization_config": None} | heads
+    ours, theirs = Config.from_dict(config), AutoConfig.for_model(**config)
+    for name in ("num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+                 "rms_norm_eps", "initializer_range", "tie_word_embeddings"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.head_dim == getattr(theirs, "head_dim", 1024 // theirs.num_attention_heads)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"no {SMOLLM2}")
 def test_a_real_language_model(tmp_path):
@@ -159,6 +172,9 @@ def test_a_real_language_model(tmp_path):
     {"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]},
     {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {"architectures": ["Qwen3ForTokenC"]},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "rope_scaling": None},
     {"dual_chunk_attention_config": {"chunk_size": 262144}}])
 def test_what_is_not_implemented_is_refused(change, tmp_path):
     """By the name of the field, and by the name of the file."""

@@ -21,7 +21,7 @@ from prepare import byte_tokenizer
 
 import pytest
 import torch
-from conftest import MODEL, OUT, arguments, cpu_only, error
+from conftest import MODEL, OUT, arguments, cpu_only, error, metrics_of
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
@@ -186,7 +186,7 @@ def test_what_training_does_not_change_is_copied(train):
     Path(MODEL, "generation_config.json").write_text('{"eos_token_id": [256, 65]}')
     Path(MODEL, "chat_template.jinja").write_text(TEMPLATE)
     values = torch.load(f"{OUT}/values.pt")
-    values["meta"]["model"] = fingerprint(MODEL)
+    values["meta"]["model"] = fingerprint(MODEL, byte_tokenizer())
     torch.save(values, f"{OUT}/values.pt")
     for stage, out in ((train_apo, OUT), (ppo, "out/ppo")):
         train(stage, out=out)
@@ -199,9 +199,17 @@ def test_what_training_does_not_change_is_copied(train):
             assert after == of_2, name
             assert len({before, of_1, of_2}) == (3 if name == "model.safetensors" else 1), name
         assert read_json(f"{out}/model-000001/training.json")["steps"] == 1
+    shutil.copytree(MODEL, "moved/model")
     Path(MODEL, "config.json").write_text(Path(MODEL, "config.json").read_text() + "\n")
-    with pytest.raises(ValueError, match="model is not the model any more with which out/arithm"):
-        export.export(OUT)
+    for here, message in ((MODEL, "model is not the model with which out/arithm"),
+                          ("gone", "data/arithmetic/model: no config.json there")):
+        os.rename(MODEL, here)
+        with pytest.raises(ValueError, match=f"{message}.*add --model=FOLDER"):
+            export.export(OUT)
+    before = Path(OUT, "model-000002/model.safetensors").read_bytes()
+    shutil.rmtree(f"{OUT}/model-000002")
+    export.main(["--model=moved/model", OUT])
+    assert Path(OUT, "model-000002/model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match="nowhere is neither a checkpoint nor the folder of a run"):
         export.export("nowhere")
 
@@ -211,10 +219,10 @@ def test_models_that_stop_at_other_tokens_are_not_evaluated_together(folder):
     tokenizer = byte_tokenizer()
     shutil.copytree(MODEL, "other")
     assert stop_ids(MODEL, tokenizer) == {256}
-    assert fingerprint(MODEL) == fingerprint("other")
+    assert fingerprint(MODEL, tokenizer) == fingerprint("other", tokenizer)
     Path("other/generation_config.json").write_text('{"eos_token_id": [256, 65]}')
     assert stop_ids("other", tokenizer) == {256, 65}
-    assert fingerprint(MODEL) != fingerprint("other")
+    assert fingerprint(MODEL, tokenizer) != fingerprint("other", tokenizer)
     assert f"other has another shape or other tokens than {MODEL}, or others that end a" in error(
         evaluate, model=f"{MODEL},other")
     other = Path("other/tokenizer.json")
@@ -224,6 +232,13 @@ def test_models_that_stop_at_other_tokens_are_not_evaluated_together(folder):
     other.write_text(json.dumps(changed))
     assert f"--kl_to=other has other tokens than {MODEL}" in error(
         evaluate, model=MODEL, kl_to="other")
+
+
+def test_samples_end_at_the_same_tokens(folder):
+    """Stage 1 does not add samples to those of a model that ended its responses at another one."""
+    change_json(folder / "tokenizer_config.json", eos_token="a")
+    assert "values.pt was sampled with model = " in error(estimate_value)
+    assert "values.pt was made with another model than this run's" in error(train_apo)
 
 
 def test_results_of_a_folder_that_can_not_be_written(folder, monkeypatch):
@@ -249,6 +264,25 @@ def test_a_try_writes_nothing(train, capsys):
             capsys.readouterr().out)
     assert before == {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()}
     assert os.listdir("new") == ["values.pt"]
+    with pytest.raises(SystemExit):
+        train(ppo, out="never", max_steps=0)
+    assert "never/values.pt: no such file" in error(train_apo, out="never")
+    assert not os.path.exists("never")
+
+
+def test_a_run_continues_with_a_copy_of_its_model(train):
+    """Under any path, as long as it is the same model."""
+    train(train_apo, lr_decay=False)
+    shutil.copytree(MODEL, "copy")
+    for steps, model in ((3, "copy"), (4, f"{MODEL}/")):
+        train(train_apo, lr_decay=False, max_steps=steps, model=model)
+        assert len(metrics_of(OUT)) == steps
+    Path("copy/config.json").write_text(Path("copy/config.json").read_text() + "\n")
+    values = torch.load(f"{OUT}/values.pt")
+    values["meta"]["model"] = fingerprint("copy", byte_tokenizer())
+    torch.save(values, f"{OUT}/values.pt")
+    with pytest.raises(SystemExit, match=f"with model = '{MODEL}/', this run has 'copy'"):
+        train(train_apo, lr_decay=False, max_steps=5, model="copy")
 
 
 def test_settings_of_another_stage_are_named(folder, capsys):

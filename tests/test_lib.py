@@ -84,6 +84,7 @@ def test_presets(configure, capsys, tmp_path):
         "lr": 3e-6, "resume": True, "model": "e/f", "max_steps": 9, "beta1": 0.5}
     for text, message in ((f"model = open({str(made)!r}, 'w').name\n", "line 1"),
                           ("betta2 = 0.5\n", "did you mean beta2?"), ("Lr = 2e-6\n", "'Lr'"),
+                          ("answer_limit = 10.0\n", "there is no constant 'answer_limit'"),
                           ("lr: float = 1e-5\n", "line 1"), ("lr = = 2\n", "line 1"),
                           ("import os\n", "line 1"), ("lr = max_steps = 1\n", "line 1")):
         first.write_text(text)
@@ -128,6 +129,22 @@ def test_a_folder_has_one_writer(tmp_path):
     first.communicate("\n")
     for _ in range(2):
         lib.files.lock(tmp_path / "out")
+
+
+def test_several_jobs_change_a_file(tmp_path):
+    """One after the other, so that no change is lost."""
+    code = f"""
+import json
+from lib.files import alone, atomic_file, read_json
+for i in range(100):
+    with alone({str(tmp_path)!r}):
+        number = read_json({str(tmp_path / "x.json")!r}).get("number", 0)
+        with atomic_file({str(tmp_path / "x.json")!r}) as f:
+            json.dump({{"number": number + 1}}, f)
+"""
+    jobs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [job.wait() for job in jobs] == [0, 0]
+    assert lib.files.read_json(tmp_path / "x.json") == {"number": 200}
 
 
 def test_files_and_folders_are_whole_or_as_before(tmp_path):
@@ -305,6 +322,12 @@ def test_a_run_continues_with_the_constants_that_decide_its_results(stage, tmp_p
             found(**{name: new[name]})
     with pytest.raises(ValueError, match="was trained with added = None, this run has 0"):
         found(added=0)
+    covered = {"fingerprint of model": "a", "fingerprint of prompts": "b"}
+    save_checkpoint(str(tmp_path), 1, *small_policy(0), constants | covered, keep=1)
+    changes = {name: new[name] for name in ("model", "task", "chat_template_kwargs")} | covered
+    assert found(**changes) == 1
+    with pytest.raises(ValueError, match="was trained with model = "):
+        found(**changes | {"fingerprint of model": "another"})
 
 
 # ---- checks of a running step --------------------------------------------------------------------

@@ -339,7 +339,7 @@ def reward(response, answer, finished):
                    f"{sleeper}; time.sleep(60)", "")
     assert graded.rewards == [1, 0, 0, 1, 0, 0, 1] and sum(graded.timed_out) == 1
     time.sleep(0.3)
-    ps = subprocess.run(["ps", "-o", "stat=", (tmp_path / "pid").read_text()], capture_output=True)
+    ps = subprocess.run(["ps", "-o", "state=", (tmp_path / "pid").read_text()], capture_output=True)
     assert ps.stdout.strip() in (b"", b"Z")  # Z: dead, and not reaped yet
     with pytest.raises(ValueError, match="mine.py crashed with status -6, for the response 'cra"):
         grade(str(task), "print(1)", "crash")

@@ -172,8 +172,11 @@ def test_training_learns_arithmetic(workdir):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = (c.from_pretrained(f"{OUT}/model")
                         for c in (AutoModelForCausalLM, AutoTokenizer))
-    ids = tokenizer("12+34=?\n", return_tensors="pt").input_ids
-    assert "46" in tokenizer.decode(model.generate(ids, max_new_tokens=32, do_sample=False)[0])
+    right = next(r for r in evaluated if r["greedy"][0]["reward"] == 1)
+    ids = tokenizer(right["prompt"], return_tensors="pt").input_ids
+    [tokens] = model.generate(ids, max_new_tokens=32, do_sample=False)
+    assert (tokenizer.decode(tokens, skip_special_tokens=True)
+            == right["prompt"] + right["greedy"][0]["text"])
 
 
 @pytest.mark.slow
@@ -288,6 +291,11 @@ def test_an_evaluation_continues_and_adds_what_is_missing(workdir):
     (train_apo, {"out": "out/new"}, "out/new/values.pt: no such file; make it with estimate_value"),
     (evaluate, {"model": "no/such/model"}, "no/such/model: no config.json"),
     (estimate_value, {"model": "Qwen/no-such-model"}, "the hub did not give it"),
+    (estimate_value, {"model": "some/gated-model"}, "if the model is gated or private, accept its "
+     "licence on https://huggingface.co/some/gated-model and run `hf auth login`"),
+    (estimate_value, {"keep_rewards": True}, "--keep_rewards=True: the rewards of which"),
+    *((stage, {"model": MODEL, "chat_template_kwargs": '{"thinking": 0}'},
+       "it needs --chat_template=True") for stage in (estimate_value, train_apo, evaluate)),
     (prepare, {"task": "gsm8k", "source": "nowhere"},
      "--source=nowhere: neither gsm8k/train.jsonl nor train.jsonl is there"),
     (prepare, {"task": "math,math50"}, "no task 'math50'; it can be arithmetic, countdown, "),
