@@ -21,7 +21,6 @@ The paper's authors have published samples of their models. With these, nothing 
         --responses_from=Cornell-AGI/gsm8k_size_qwen2.5_1.5b_eval    # or its .parquet file
 """
 import os
-from glob import glob
 from math import log
 
 import reward
@@ -29,7 +28,7 @@ from lib.cli import check, check_settings, configure, one_line_errors
 from lib.data import (fingerprint_prompts, load_prompts, print_first_prompt, sampling_seed, subset,
                       task_name, versions)
 from lib.distributed import all_gather, rank, run_stage, set_activity
-from lib.files import atomic_file, lock, write_jsonl
+from lib.files import atomic_file, files_in, lock, write_jsonl
 from lib.samples import (PARTS, PROMPT_SETTINGS, Response, describe, push_responses,
                          read_published, read_samples, sample)
 from lib.weights import fingerprint
@@ -104,7 +103,7 @@ def finish(args, folder, rows, all_rows, samples, meta):
                  for row in all_rows if row["id"] in of_prompt])
     with atomic_file(os.path.join(folder, "values.pt"), "wb") as f:
         torch.save(values, f)
-    for part in glob(os.path.join(folder, PARTS)):
+    for part in files_in(folder, rf"{PARTS}\..*"):
         os.remove(part)
     return values, graded
 
@@ -168,8 +167,8 @@ def main(args):
             engine = Engine(path, args.dtype, longest, args.gpu_memory_utilization, args.tp)
         todo = [(rows[k], i, sampling_seed(args.seed, "stage 1", rows[k]["id"], i))
                 for k, i in missing]
-        seconds, tokens = sample(engine, todo, os.path.join(folder, PARTS), meta,
-                                 args.max_response_tokens, args.temperature)
+        seconds, tokens = sample(engine, todo, folder, PARTS, meta, args.max_response_tokens,
+                                 args.temperature)
     with one_line_errors():
         if not args.responses_from:
             samples = read_samples(folder, meta)

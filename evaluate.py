@@ -17,6 +17,8 @@ right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
 """
 import hashlib
 import json
+import os
+import re
 from itertools import product
 from math import comb, sqrt
 from typing import NamedTuple
@@ -136,15 +138,15 @@ def make_jobs(args, name, tasks):
 
 
 def files_of(job, kind):
-    """The files with responses of a kind, "greedy" or "samples", one of each engine. Other settings
-    have other files, so no response is ever lost or mixed with others."""
+    """(folder, how the names begin) of the files with responses of a kind, "greedy" or "samples".
+    Other settings have other files, so no response is ever lost or mixed with others."""
     digest = hashlib.sha256(json.dumps(job.settings[kind]).encode()).hexdigest()[:8]
-    return f"{results_folder(job.model)}/responses/{job.task}-{kind}-{digest}.*.jsonl"
+    return f"{results_folder(job.model)}/responses", f"{job.task}-{kind}-{digest}"
 
 
 def read_responses(job, kind):
     """{(prompt id, sample number): Response} of all evaluations so far, the same on all ranks."""
-    parts = read_parts(files_of(job, kind)) if rank == 0 else []
+    parts = read_parts(*files_of(job, kind)) if rank == 0 else []
     return all_gather({(r["id"], r["sample"]): Response(r["tokens"], r["text"], not r["finished"])
                        for _, _, lines in parts for r in lines})[0]
 
@@ -153,7 +155,7 @@ def all_responses(job, kind, k):
     """P x k responses, all of which have been sampled. Raises ValueError if they aren't there."""
     done = read_responses(job, kind)
     lost = sum((row["id"], i) not in done for row in job.rows for i in range(k))
-    check(not lost, f"{lost:,} responses are not in {files_of(job, kind)}: it must be on a file "
+    check(not lost, f"{lost:,} responses are not in {files_of(job, kind)[0]}: it must be on a file "
           "system that all machines share. The same command samples them")
     return [[done[row["id"], i] for i in range(k)] for row in job.rows]
 
@@ -223,18 +225,20 @@ def kl_divergence(args, path, other, rows, samples):
 
 
 def print_wrong(records, number):
-    """The first `number` greedy responses that earned less than 1."""
+    """The first `number` greedy responses that earned less than 1, as a terminal can show them."""
     wrong = [record for record in records if record["greedy"][0]["reward"] < 1]
     for record in wrong[:number]:
         [r] = record["greedy"]
-        print(f"\n---- {record['id']}: reward {r['reward']:g}, the answer is {record['answer']!r}"
-              f"{', truncated' * r['truncated']}\n{record['prompt']}\n---- response\n{r['text']}")
+        text = (f"\n---- {record['id']}: reward {r['reward']:g}, the answer is {record['answer']!r}"
+                f"{', truncated' * r['truncated']}\n{record['prompt']}\n---- response\n{r['text']}")
+        print(re.sub(r"[^\n\t -~\xa0-\U0010ffff]", lambda c: repr(c[0])[1:-1], text))
 
 
 # ---- the stage -----------------------------------------------------------------------------------
 
 def main(args):
-    names, tasks = ([x.strip() for x in several.split(",")] for several in (args.model, args.task))
+    names, tasks = ([several] if os.path.isdir(several) else [x.strip() for x in several.split(",")]
+                    for several in (args.model, args.task))
     with one_line_errors():  # everything is checked before the first model is sampled
         check_settings(args.dtype, max_response_tokens=args.max_response_tokens, tp=args.tp)
         check(args.temperature > 0 or not args.samples_per_prompt,
@@ -273,7 +277,7 @@ def main(args):
         elif job.path != loaded:
             engine.sync(read_weights(job.path, engine.tied))
         loaded = job.path
-        sample(engine, todo, files_of(job, kind), job.settings[kind], args.max_response_tokens,
+        sample(engine, todo, *files_of(job, kind), job.settings[kind], args.max_response_tokens,
                args.temperature if kind == "samples" else 0.0, desc=f"{job.task}, {kind}")
     if engine:
         engine.sleep()  # the networks of the KL need the GPU's memory

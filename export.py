@@ -59,4 +59,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    run_stage(main, sys.argv[1:])
+    run_stage(main, sys.argv[1:], alone=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from lib.batches import pack
 from lib.cli import check, configure, one_line_errors, progress
 from lib.data import task_name
-from lib.distributed import device, run_stage, world_size
+from lib.distributed import device, run_stage
 from lib.files import atomic_dir, lock, read_jsonl, write_jsonl
 from model import Config, Qwen2
 from reward import gsm8k, last_boxed, load_task, math, one_line
@@ -218,7 +218,6 @@ def make_base_model(name, pretraining_batch, steps, seed):
 
 @one_line_errors()
 def main(args):
-    check(world_size == 1, "prepare.py runs in one process: start it with python")
     if args.reward:
         check(args.source, "--reward is for your own rows: set --source to their file or folder")
         # Other rewards may want to see more of an answer.
@@ -249,4 +248,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_stage(main, configure(__file__), timeout_minutes=24 * 60.0)
+    run_stage(main, configure(__file__), timeout_minutes=24 * 60.0, alone=True)

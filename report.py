@@ -12,11 +12,11 @@ import json
 import os
 import re
 import sys
-from glob import glob
+from html import escape
 from itertools import cycle
 
 from lib.cli import check, one_line_errors
-from lib.files import atomic_file, read_json, read_jsonl
+from lib.files import atomic_file, files_in, read_json, read_jsonl
 from lib.samples import describe, load_values
 from lib.tables import as_markdown, cell, results_folder, results_table
 
@@ -118,7 +118,7 @@ def write_report(folder):
     training = read_json(f"{folder}/model/training.json")
     if training.get("steps") != metrics[-1]["step"] + 1:
         training = {}  # the model is an earlier run's
-    files = sorted(glob(f"{folder}/eval-{'[0-9]' * 6}.jsonl"))
+    files = files_in(folder, r"eval-\d{6}\.jsonl")
     evaluations = {int(f[-12:-6]): read_jsonl(f, ("id", "greedy")) for f in files[:1] + files[-1:]}
     measured = [accuracy(metrics), measured_afterwards(folder, training)]
     settings = what_was_run(metrics, training)
@@ -198,7 +198,8 @@ def examples(evaluations):
     text = "## Five held-out prompts\n"
     for i in [i for i in order if i not in wrong][:5 - len(wrong)] + wrong:
         record = pairs[i][0]
-        text += f"\n### {record['id']}, answer {record['answer']}\n\n{fenced(record['prompt'])}"
+        title = escape(" ".join(f"{record['id']}, answer {record['answer']}".split()))
+        text += f"\n### {title}\n\n{fenced(record['prompt'])}"
         for step, record in zip(evaluations, pairs[i], strict=True):
             [r] = record["greedy"]
             text += f"\nGreedy after {step:,} steps, reward {r['reward']:g}:\n\n{fenced(r['text'])}"

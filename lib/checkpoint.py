@@ -8,14 +8,12 @@ ranks call these functions together.
 """
 import json
 import logging
-import os
 import shutil
 import time
-from glob import glob
 
 from lib.cli import check
 from lib.distributed import all_gather, rank
-from lib.files import atomic_dir, read_json
+from lib.files import atomic_dir, files_in, read_json, remove
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
@@ -32,7 +30,7 @@ TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 def all_checkpoints(folder):
     """Paths of the finished checkpoints of the run in `folder`, oldest first."""
-    return sorted(glob(f"{folder}/ckpt/step-{'[0-9]' * 6}"))
+    return files_in(f"{folder}/ckpt", r"step-\d{6}")
 
 
 def find_checkpoint(folder, constants, may_differ):
@@ -91,7 +89,7 @@ def save_checkpoint(folder, steps, trained, optimizer, constants, keep):
                       f"{free / 1e9:,.3f} GB are free ({cause_of(e)}). {rest}") from None
     if rank == 0:
         for superseded in older[:max(0, len(older) + 1 - keep)]:
-            shutil.rmtree(superseded)
+            remove(superseded)
 
 
 def load_checkpoint(path, trained, optimizer):
@@ -120,9 +118,10 @@ def cause_of(error):
     return error
 
 
-def clean_checkpoints(folder, delete_all):
-    """Before training: delete what a killed run left unfinished. With delete_all, also all
-    checkpoints and evaluations of an earlier run.
+def clean_folder(folder, steps):
+    """Before training: delete what a killed run left unfinished, and what belongs to later steps
+    than the first `steps`, from which the run continues: evaluations, rollouts and, with
+    steps = -1, the checkpoints of an earlier run.
 
     Raises OSError or ValueError if a folder can't be written there, or isn't seen by all machines.
     """
@@ -130,8 +129,8 @@ def clean_checkpoints(folder, delete_all):
     with atomic_dir(f"{folder}/ckpt/{name}"):
         pass
     if rank == 0:
-        for path in [*glob(f"{folder}/ckpt/*.probe"), *glob(f"{folder}/ckpt/*.tmp"),
-                     *(all_checkpoints(folder) if delete_all else [])]:
-            shutil.rmtree(path)
-        for path in glob(f"{folder}/eval-{'[0-9]' * 6}.jsonl") if delete_all else []:
-            os.remove(path)
+        of_steps = [*all_checkpoints(folder), *files_in(folder, r"eval-\d{6}\.jsonl"),
+                    *files_in(f"{folder}/rollouts", r"step-\d{6}\.jsonl")]
+        for path in [*files_in(f"{folder}/ckpt", r".*\.(probe|tmp)"),
+                     *(p for p in of_steps if int(p.removesuffix(".jsonl")[-6:]) > steps)]:
+            remove(path)

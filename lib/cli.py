@@ -1,6 +1,7 @@
 """A script's constants from the command line and from presets, and errors in one line."""
 import ast
 import difflib
+import os
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,6 +88,8 @@ def override(constants, where, name, value, known):
     if type(value) is not kind:
         exit_with_error(f"{where}: {name} is of type {kind.__name__}, such as "
                         f"{constants[name]!r}; got {value!r}")
+    if kind is str:  # no shell replaces the ~ of --out=~/run
+        value = ",".join(map(os.path.expanduser, value.split(",")))
     if kind in (int, float) and not value >= 0 and name not in MAY_BE_NEGATIVE:
         exit_with_error(f"{where}: {name} can't be {value}")
     constants[name] = value

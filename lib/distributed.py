@@ -19,10 +19,12 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
-# torchrun sets these. Without it the job is one process; vLLM reads them too.
-for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1),
-                    ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", 0)):
-    os.environ.setdefault(name, str(value))
+# torchrun sets these, and vLLM reads them too. Without it the job is one process, also where a
+# platform has set them.
+processes_asked_for = int(os.environ.get("WORLD_SIZE", 1))
+if "TORCHELASTIC_RUN_ID" not in os.environ:
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 rank, local_rank, world_size, local_world_size = (
     int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
 cuda = torch.cuda.is_available()
@@ -33,7 +35,7 @@ class State:
     """What this module remembers about this process."""
     activity = "set-up"    # what the process is doing, for messages
     timeout = 3600.0       # seconds without progress after which it is ended
-    stop_signal = 0        # the latest SIGTERM or SIGINT that it got, 0: none
+    stop_signal = 0        # the latest SIGTERM, SIGHUP or SIGINT that it got, 0: none
     stop_time = 0.0        # when it got that signal, in seconds of time.monotonic()
     timer_start = 0.0      # when restart_timer last started the timer, likewise
     defer_signals = False  # whether a first signal only sets stop_signal, instead of interrupting
@@ -63,7 +65,8 @@ def barrier():
 
 
 def stop_requested():
-    """Whether any rank got SIGTERM or Ctrl-C: the same answer on all ranks. A collective.
+    """Whether any rank got SIGTERM, SIGHUP (its terminal was closed) or Ctrl-C: the same answer on
+    all ranks. A collective.
 
     After the first call, a first signal doesn't interrupt the process any more: it waits for the
     next call, so that a training step can end and be saved. A second Ctrl-C interrupts.
@@ -73,8 +76,8 @@ def stop_requested():
 
 
 def on_signal(number, _):
-    # A cluster and torchrun may both send SIGTERM for the same reason, at nearly the same time.
-    repeated = number == signal.SIGTERM and time.monotonic() - State.stop_time < 1
+    # A cluster and torchrun may both send a signal for the same reason, at nearly the same time.
+    repeated = number != signal.SIGINT and time.monotonic() - State.stop_time < 1
     deferred = State.defer_signals and (not State.stop_signal or repeated)
     State.stop_signal, State.stop_time = number, time.monotonic()
     if not deferred:
@@ -109,18 +112,41 @@ def init_process_group(timeout_minutes=60.0):
         sys.stdout = open(os.devnull, "w")
 
 
-def run_stage(main, args, timeout_minutes=60.0):
+def outlive_reader(stream):
+    """Send a stream's text to nowhere from its first error on: when its terminal is closed, or when
+    Ctrl-C has ended the `tee` that reads it, a run has to go on, or to save its last steps."""
+    def guarded(method):
+        def call(*text):
+            try:
+                return method(*text)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return call
+    stream.write, stream.flush = guarded(stream.write), guarded(stream.flush)
+
+
+def run_stage(main, args, timeout_minutes=60.0, alone=False):
     """Call main(args) in every process of the job, then end the process: a stage's last line.
 
-    timeout_minutes: how long a rank may wait for the others, or make no progress.
+    timeout_minutes: how long a rank may wait for the others, or make no progress; alone: whether
+    the stage runs in one process.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
+            signal.signal(number, on_signal)
+    for stream in (sys.stdout, sys.stderr):
+        outlive_reader(stream)
+    if alone and world_size > 1:
+        exit_with_error(f"{sys.argv[0]} runs in one process: start it with python")
+    if not alone and processes_asked_for != world_size:
+        exit_with_error(f"WORLD_SIZE={processes_asked_for} is set, but torchrun has not started "
+                        "this process: start it with torchrun, or unset WORLD_SIZE")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _prctl_pr_set_pdeathsig(signal.SIGTERM)  # Linux sends it when torchrun is killed
     State.timeout, status = 60 * timeout_minutes, 1
     try:
-        init_process_group(timeout_minutes)
+        if not alone:
+            init_process_group(timeout_minutes)
         rank_main(main, args)
         status = 0
     except KeyboardInterrupt as stop:

@@ -2,6 +2,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ def lock(folder):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"{folder} is in use by another job: wait, or choose another") from None
+    except OSError:
+        pass  # a file system without locks
     locks[folder] = descriptor
 
 
@@ -39,6 +42,21 @@ def alone(folder):
         yield
     finally:
         os.close(descriptor)
+
+
+def files_in(folder, pattern):
+    """Sorted paths of what lies in a folder under a name that fully matches the regular expression
+    `pattern`. The folder's own path is no pattern; it may have any characters."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in sorted(names) if re.fullmatch(pattern, name)]
+
+
+def remove(path):
+    """Remove a file, a folder with what it holds, or a link without what it points to."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.remove(path)
 
 
 def read_jsonl(path, keys):
@@ -118,8 +136,7 @@ def atomic_dir(path):
             for folder, _, files in os.walk(temporary):
                 for name in ("", *files):  # "": the folder itself
                     fsync(os.path.join(folder, name))
-            if os.path.isdir(path):
-                shutil.rmtree(path)
+            remove(path)
             os.rename(temporary, path)
             fsync(os.path.dirname(path))
         barrier()

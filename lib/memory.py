@@ -6,6 +6,7 @@ bench/RESULTS.md holds the estimate against measurements.
 """
 from contextlib import suppress
 from math import ceil, log2
+from pathlib import Path
 from typing import NamedTuple
 
 from lib.distributed import all_gather, cuda, device, local_world_size, world_size
@@ -153,7 +154,10 @@ def reset_peak_memory():
 
 def available_host_memory():
     """Bytes of host memory that can still be allocated."""
-    return proc_bytes("/proc/meminfo", "MemAvailable")
+    limits = [proc_bytes("/proc/meminfo", "MemAvailable")]
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def proc_bytes(path, field):

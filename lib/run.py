@@ -81,7 +81,7 @@ class Run:
         self.before_training, self.trained = {}, trained or policy
         with one_line_errors():
             if self.max_steps:
-                checkpoint.clean_checkpoints(self.folder, delete_all=self.checkpoint is None)
+                checkpoint.clean_folder(self.folder, self.step if self.checkpoint else -1)
             if self.checkpoint:
                 set_activity("loading the checkpoint")
                 checkpoint.load_checkpoint(self.checkpoint, self.trained, optimizer)

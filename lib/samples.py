@@ -7,13 +7,13 @@
 import hashlib
 import json
 import os
+import re
 import time
-from glob import glob
 from typing import NamedTuple
 
 from lib.cli import check, progress
 from lib.distributed import all_gather, rank, set_activity
-from lib.files import read_jsonl
+from lib.files import files_in, read_jsonl
 
 import torch
 
@@ -21,7 +21,7 @@ import torch
 SAMPLED_WITH = ("model", "prompts", "temperature", "max_response_tokens", "dtype", "seed")
 # What decides a prompt's tokens, and which prompts are left out.
 PROMPT_SETTINGS = ("chat_template", "chat_template_kwargs", "max_prompt_tokens")
-PARTS = "responses.part.*.jsonl"
+PARTS = "responses.part"  # how the names of these files begin
 
 
 class Response(NamedTuple):
@@ -31,19 +31,20 @@ class Response(NamedTuple):
     logps: list = ()  # ln p of each token as it was sampled, float; empty unless requested
 
 
-def sample(engine, todo, pattern, settings, max_response_tokens, temperature, desc="sampling"):
+def sample(engine, todo, folder, name, settings, max_response_tokens, temperature,
+           desc="sampling"):
     """Sample a response for each (row, sample number, seed) of todo, on all engines. A collective.
 
-    Each engine writes a new file, `pattern` with the time and its number for the *: first a line
-    with the settings, then one per response, as soon as it is finished. Returns (seconds, tokens).
+    Each engine writes a new file, <folder>/<name>.<time>.<engine>.jsonl: first a line with the
+    settings, then one per response, as soon as it is finished. Returns (seconds, tokens).
     """
     set_activity(desc)
     begin, tokens = time.time(), 0
     todo = engine.share(todo)
     stream = engine.stream([row["tokens"] for row, _, _ in todo], [seed for _, _, seed in todo],
                            max_response_tokens, temperature)
-    os.makedirs(os.path.dirname(pattern), exist_ok=True)
-    file = pattern.replace("*", f"{time.time_ns()}.{engine.engine_index}")
+    os.makedirs(folder, exist_ok=True)
+    file = os.path.join(folder, f"{name}.{time.time_ns()}.{engine.engine_index}.jsonl")
     try:
         with open(file if engine.tp_rank == 0 else os.devnull, "w") as f:
             f.write(json.dumps(settings) + "\n")
@@ -56,16 +57,16 @@ def sample(engine, todo, pattern, settings, max_response_tokens, temperature, de
                 f.flush()
                 tokens += len(r.tokens)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"\nstopped; all finished responses are in {os.path.dirname(file)}"
-                                ": run the same command again to continue") from None
+        raise KeyboardInterrupt(f"\nstopped; all finished responses are in {folder}: run the same "
+                                "command again to continue") from None
     tokens = sum(all_gather(tokens if engine.tp_rank == 0 else 0))
     return time.time() - begin, tokens
 
 
-def read_parts(pattern):
+def read_parts(folder, name):
     """[(path, settings, responses)] of the files that sample() has written, or is writing."""
     parts = []
-    for path in sorted(glob(pattern)):
+    for path in files_in(folder, rf"{re.escape(name)}\.\d+\.\d+\.jsonl"):
         with open(path, "rb") as f:  # the last line may be incomplete
             lines = [json.loads(line) for line in f if line.endswith(b"\n")]
         if lines:
@@ -161,7 +162,7 @@ def read_samples(folder, meta):
         check_settings_of(load_values(values)["meta"], values)
         for row in read_jsonl(os.path.join(folder, "responses.jsonl"), ("id", "responses")):
             samples.update({(row["id"], s["sample"]): s for s in row["responses"]})
-    for path, settings, lines in read_parts(os.path.join(folder, PARTS)):
+    for path, settings, lines in read_parts(folder, PARTS):
         check_settings_of(settings, path)
         for s in lines:
             if rank > 0:  # rank 0 writes them to responses.jsonl

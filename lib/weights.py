@@ -2,10 +2,9 @@
 import hashlib
 import os
 import shutil
-from glob import glob
 
 from lib.cli import check
-from lib.files import read_json
+from lib.files import files_in, read_json
 
 import torch
 from huggingface_hub import snapshot_download
@@ -14,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Files that training doesn't change. The exported model has them byte for byte: written anew by one
 # release of transformers, a tokenizer may not open in another.
-UNCHANGED = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-             "chat_template.*", "generation_config.json")
+UNCHANGED = (r"tokenizer.*|vocab\..*|merges\.txt|special_tokens_map\.json|added_tokens\.json|"
+             r"chat_template\..*|generation_config\.json")
 
 
 def find_model(path_or_hub_name):
@@ -45,7 +44,7 @@ def weight_files(path):
     index = os.path.join(path, "model.safetensors.index.json")
     listed = sorted(set(read_json(index).get("weight_map", {}).values()))
     files = ([os.path.join(path, name) for name in listed]
-             or sorted(glob(os.path.join(path, "*.safetensors"))))
+             or files_in(path, r".*\.safetensors"))
     check(files, f"{path}: no .safetensors file there; save_pretrained of transformers makes them "
           "of other formats")
     for file in files:
@@ -108,9 +107,8 @@ def stop_ids(path, tokenizer):
 
 def copy_unchanged(path, folder):
     """Copy what training doesn't change of the initial model in `path`: see UNCHANGED."""
-    for pattern in UNCHANGED:
-        for file in glob(os.path.join(path, pattern)):
-            shutil.copy(file, folder)
+    for file in filter(os.path.isfile, files_in(path, UNCHANGED)):
+        shutil.copy(file, folder)
 
 
 def fingerprint(path, tokenizer):

@@ -12,6 +12,7 @@ if [ ! -e "$stamp" ]; then
         { echo "error: $python is older than Python 3.11; set PYTHON to a newer one" >&2; exit 1; }
     echo "installing into .venv ($kind, once, a few minutes) ..."
     "$python" -m venv .venv
+    rm -f .venv/ready-*  # of other requirements, whose packages are replaced now
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     if [ "$kind" = cpu ]; then
         # The CPU build of torch is a file of its own that the default index may lack; PyTorch's own

@@ -424,7 +424,7 @@ def test_samples_with_other_settings_are_not_mixed(key, finished, tmp_path):
     """Neither those of an interrupted nor those of a finished stage 1; reward and beta1 may differ,
     as the samples don't depend on them. A line that a kill left incomplete is no sample."""
     response = {"sample": 0, "text": "#### 13", "length": 2, "finished": True, "tokens": [5, 6]}
-    part = tmp_path / "responses.part.0.jsonl"
+    part = tmp_path / "responses.part.1.0.jsonl"
     if finished:
         save_values(tmp_path, ["a"], torch.ones(1, 1), [1.0], META)
         write_jsonl(tmp_path / "responses.jsonl", [{"id": "a", "responses": [response]}])

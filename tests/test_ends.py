@@ -1,13 +1,15 @@
 """How a job ends: errors in one rank or in all, signals, and ranks that hang."""
+import os
 import signal
 import subprocess
+import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import cpu_only
+from conftest import REPO, cpu_only
 from kill import output_of, torchrun
 
 pytestmark = [cpu_only, pytest.mark.slow]
@@ -43,7 +45,7 @@ JOB = """
 
     run_stage(main, sys.argv[1], timeout_minutes=float(sys.argv[2]))
 """
-TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+TERM, INT, KILL, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP
 # What the last rank does, processes, signals to torchrun or to the only process, the job's status,
 # what is said, how often. Those that have to wait come first: all run at the same time.
 ENDS = [
@@ -59,6 +61,8 @@ ENDS = [
     ("steps of .5", 0, (TERM,), 143, "stopped after ", 1),
     ("steps of .5", 2, (TERM,), 1, "stopped after ", 1),
     ("steps of .5", 2, (KILL,), -9, "stopped after ", 1),
+    ("steps of .5", 0, (HUP,), 129, "stopped after ", 1),
+    ("steps of .5", 2, (HUP,), 1, "stopped after ", 1),
 ]
 
 
@@ -105,3 +109,39 @@ def test_how_a_job_ends(row, ended):
         assert said in cause or what != "raise"
     if what != "SIGSTOP":
         assert "Timed out waiting" not in output
+
+
+@pytest.mark.parametrize("by", ["nohup", "nobody"])
+def test_a_job_outlives_its_terminal(by, tmp_path):
+    """nohup's job ignores SIGHUP. Nobody reads the output any more after the first step, and a
+    request to stop still ends the job as it would otherwise."""
+    job = tmp_path / "job.py"
+    job.write_text(textwrap.dedent(JOB))
+    command = [*["nohup"][:by == "nohup"], sys.executable, job, "steps of .1", "5"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT,
+                               env={**os.environ, "PYTHONPATH": str(REPO)})
+    while b"step" not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    time.sleep(0.5)
+    process.send_signal(HUP if by == "nohup" else 0)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(TERM)
+    assert process.wait(30) == 143
+
+
+def test_variables_of_a_platform(tmp_path):
+    """Without torchrun WORLD_SIZE starts no processes, so a job would wait for them for ever. One
+    that needs no other process runs."""
+    job = tmp_path / "job.py"
+    for alone, status in ((False, 1), (True, 0)):
+        job.write_text(textwrap.dedent(JOB).replace("float(sys.argv[2])", f"5, alone={alone}"))
+        done = subprocess.run([sys.executable, job, "steps of 0"], capture_output=True, text=True,
+                              timeout=60, env={**os.environ, "PYTHONPATH": str(REPO), "RANK": "1",
+                                               "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"})
+        assert done.returncode == status, done.stderr
+        assert "step" in done.stdout if alone else done.stderr == (
+            "error: WORLD_SIZE=2 is set, but torchrun has not started this process: start it with "
+            "torchrun, or unset WORLD_SIZE\n")

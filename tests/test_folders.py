@@ -214,6 +214,26 @@ def test_what_training_does_not_change_is_copied(train):
         export.export("nowhere")
 
 
+def test_a_folder_may_have_any_name(train):
+    """It is no pattern, and no list. A model's folder may be a link to another disk, and may hold
+    folders beside the tokenizer's files."""
+    out, model = "out/lr[4e-4]*", "m[1], ~/model"
+    shutil.copytree(MODEL, model)
+    os.mkdir(f"{model}/tokenizer.old")
+    os.makedirs("disk/model")
+    os.makedirs(out)
+    os.symlink(os.path.abspath("disk/model"), f"{out}/model")
+    shutil.copy(f"{OUT}/values.pt", out)
+    for steps in (1, 2):
+        train(train_apo, out=out, model=model, lr_decay=False, max_steps=steps)
+    assert read_json(f"{out}/model/training.json")["steps"] == len(metrics_of(out)) == 2
+    assert os.path.isfile(f"{out}/model/tokenizer.json") and not os.path.islink(f"{out}/model")
+    assert export.export(out) == f"{out}/model-000002"
+    os.remove(f"{model}/tokenizer.json")
+    os.remove(f"{model}/vocab.json") if os.path.exists(f"{model}/vocab.json") else None
+    assert error(evaluate, model=model).startswith(f"error: {model}: no tokenizer there")
+
+
 def test_models_that_stop_at_other_tokens_are_not_evaluated_together(folder):
     """One engine serves them all, with the first one's stop tokens."""
     tokenizer = byte_tokenizer()

@@ -16,7 +16,7 @@ import lib.cli
 import lib.files
 import lib.memory
 from lib.batches import Update, pack, pack_by_tokens
-from lib.checkpoint import clean_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
+from lib.checkpoint import clean_folder, find_checkpoint, load_checkpoint, save_checkpoint
 from lib.data import batch_at, fingerprint_prompts, subset
 from lib.distributed import foreseen, set_activity
 from lib.files import atomic_dir, atomic_file
@@ -76,12 +76,13 @@ def test_mistakes_are_named(argument, message, configure, capsys):
 def test_presets(configure, capsys, tmp_path):
     """beta2 belongs to another stage and is skipped, an unknown name is a mistake. A later preset
     overrides an earlier one, and the command line both. Nothing in a preset is executed, and what
-    isn't `name = value` is an error."""
+    isn't `name = value` is an error. ~ is the home folder, in each of several paths."""
     first, second, made = tmp_path / "a.py", tmp_path / "b.py", tmp_path / "made"
     first.write_text("lr = 3e-6  # comment\nbeta2 = 0.5\nmax_steps = 7\nmodel = 'c/d'\n")
     second.write_text("max_steps = 8\nmodel = 'e/f'\n")
     assert configure("--max_steps=9", first, second) == {
         "lr": 3e-6, "resume": True, "model": "e/f", "max_steps": 9, "beta1": 0.5}
+    assert configure("--model=~/a,b/~,~/c")["model"] == "{0}/a,b/~,{0}/c".format(Path.home())
     for text, message in ((f"model = open({str(made)!r}, 'w').name\n", "line 1"),
                           ("betta2 = 0.5\n", "did you mean beta2?"), ("Lr = 2e-6\n", "'Lr'"),
                           ("answer_limit = 10.0\n", "there is no constant 'answer_limit'"),
@@ -129,6 +130,9 @@ def test_a_folder_has_one_writer(tmp_path):
     first.communicate("\n")
     for _ in range(2):
         lib.files.lock(tmp_path / "out")
+    with pytest.MonkeyPatch.context() as m:  # a file system without locks
+        m.setattr(lib.files.fcntl, "flock", lambda *_: os.open("/nowhere", os.O_RDONLY))
+        lib.files.lock(tmp_path / "new")
 
 
 def test_several_jobs_change_a_file(tmp_path):
@@ -257,17 +261,31 @@ def test_a_damaged_checkpoint_is_named(name, damage, tmp_path, caplog):
 
 
 def test_old_checkpoints_are_deleted(tmp_path):
-    """All but the newest ones. What a killed run left is deleted, somebody's copy is not."""
+    """All but the newest ones, also where one is a link to another disk. What a killed run left is
+    deleted, and what belongs to later steps than those from which a run continues; somebody's copy
+    is not."""
     for steps, keep, left in ((2, 1, [2]), (4, 2, [2, 4]), (6, 2, [4, 6]), (8, 9, [4, 6, 8]),
                               (10, 1, [10])):
         save_checkpoint(str(tmp_path), steps, *small_policy(0), {}, keep)
         assert saved_steps(tmp_path) == left
     for name in ("step-000008.tmp", "12.probe", "step-000010.bak"):
         (tmp_path / "ckpt" / name).mkdir()
-    for delete_all, left in ((False, {"step-000010", "step-000010.bak"}),
-                             (True, {"step-000010.bak"})):
-        clean_checkpoints(str(tmp_path), delete_all)
-        assert set(os.listdir(tmp_path / "ckpt")) == left
+    (tmp_path / "rollouts").mkdir()
+    for steps in (0, 4, 8, 12):
+        for name in (f"eval-{steps:06d}.jsonl", f"rollouts/step-{steps:06d}.jsonl"):
+            (tmp_path / name).touch()
+    for steps, left in ((10, {"step-000010"}), (-1, set())):
+        clean_folder(str(tmp_path), steps)
+        assert set(os.listdir(tmp_path / "ckpt")) == left | {"step-000010.bak"}
+        kept = {f"{k:06d}.jsonl" for k in (0, 4, 8) if k <= steps}
+        assert {p.name[5:] for p in tmp_path.glob("eval-*")} == kept
+        assert {p.name[5:] for p in tmp_path.glob("rollouts/*")} == kept
+    save_checkpoint(str(tmp_path), 12, *small_policy(0), {}, 1)
+    (tmp_path / "ckpt/step-000012").rename(tmp_path / "disk")
+    (tmp_path / "ckpt/step-000012").symlink_to(tmp_path / "disk")
+    save_checkpoint(str(tmp_path), 14, *small_policy(0), {}, 1)
+    assert sorted(os.listdir(tmp_path / "ckpt")) == ["step-000010.bak", "step-000014"]
+    assert (tmp_path / "disk").is_dir()
 
 
 def test_a_request_to_stop_is_no_damage(tmp_path, monkeypatch):
@@ -290,7 +308,7 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
         m.setattr(lib.files, "time", clock)
         m.setattr(lib.files, "barrier", lambda: shutil.rmtree(tmp_path / "ckpt"))
         with pytest.raises(ValueError, match="not visible to rank 0: it must be on a file system"):
-            clean_checkpoints(str(tmp_path), delete_all=False)
+            clean_folder(str(tmp_path), 0)
     monkeypatch.setattr(lib.checkpoint, "all_gather", lambda path: [path, "step-000002"])
     with pytest.raises(ValueError, match="not all ranks see the same checkpoints"):
         find_checkpoint(str(tmp_path), {}, ())
@@ -299,7 +317,8 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
 MUST_BE_EQUAL = set("""model task seed max_prompt_tokens chat_template chat_template_kwargs
 max_response_tokens temperature max_steps batch_size mini_batch_size lr lr_decay weight_decay
 grad_clip entropy_coef lora_rank lora_alpha dtype""".split())
-OWN = {"train_apo": {"filter_incorrect", "beta2"}, "baselines.rebel": {"eta", "kl_coef"},
+OWN = {"train_apo": {"filter_incorrect", "stage_1_steps", "off_policy", "beta2"},
+       "baselines.rebel": {"eta", "kl_coef"},
        "baselines.ppo": {"clip_ratio", "clip_value", "kl_coef", "gamma", "gae_lambda", "critic_lr"},
        "baselines.grpo": {"group_size", "clip_ratio", "kl_coef"},
        "baselines.oapl": {"group_size", "beta1", "beta2", "drop_equal"}}

@@ -25,8 +25,8 @@ def metrics(steps=STEPS, **more):
     return rows
 
 
-def record(i, reward, text):
-    return {"id": f"q{i}", "task": "math", "prompt": f"prompt {i}", "answer": str(i),
+def record(i, reward, text, answer=None):
+    return {"id": f"q{i}", "task": "math", "prompt": f"prompt {i}", "answer": answer or str(i),
             "greedy": [{"text": text, "reward": reward, "truncated": False, "tokens": 3}]}
 
 

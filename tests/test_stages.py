@@ -224,7 +224,7 @@ def test_stage_1_continues_and_adds_what_is_missing(base, workdir):
     """Killed while sampling, it keeps what it had; asked for more samples it keeps the old ones;
     both end where an undisturbed run ends. Asked for fewer, it loses none."""
     folder, whole = workdir / "out/a", load_values(base / OUT / "values.pt")
-    part = folder / "responses.part.0.jsonl"
+    part = folder / "responses.part.1.0.jsonl"
     folder.mkdir()
     kept = [{"id": row["id"], "tokens": [1] * s["length"], **s}
             for row in read_jsonl(f"{OUT}/responses.jsonl", ()) for s in row["responses"]]
