@@ -260,8 +260,10 @@ def test_training_is_what_its_formulas_say(name, train, monkeypatch):
     before, after = (dict(Qwen2.from_pretrained(path).named_parameters())
                      for path in (MODEL, f"{OUT}/model"))
     for key, p in expected.named_parameters():
-        # Of near-zero gradients AdamW keeps little more than the sign: hence not entry by entry.
-        assert (after[key] - p).norm() < 0.005 * (p - before[key]).norm(), key
+        # Of near-zero gradients AdamW keeps little more than the sign: hence not entry by entry. Key
+        # biases have such gradients, because softmax cancels most of what they add.
+        limit = 0.05 if key.endswith("k_proj.bias") else 0.005
+        assert (after[key] - p).norm() < limit * (p - before[key]).norm(), key
         assert torch.equal(after[key], engine.model.state_dict()[key])
     with pytest.raises(SystemExit, match="was trained with max_steps = 2, this run has 3"):
         train(stage, **constants, max_steps=3)
