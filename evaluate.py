@@ -165,7 +165,7 @@ def all_responses(job, kind, k):
 def measure(rows, responses):
     """Grade. responses: {"greedy": P x 1, "samples": P x k, if there are any}. Returns (results for
     eval.json, the rows of eval-<task>.jsonl). Raises ValueError if a reward function is wrong."""
-    kept = ("id", "task", "prompt", "answer", "level", "subject")
+    kept = ("id", "task", "prompt", "prompt_messages", "answer", "level", "subject")
     records = [{key: row[key] for key in kept if key in row} for row in rows]
     results, timed_out = {"prompts": len(rows)}, []
     for kind, groups in responses.items():

@@ -1,5 +1,5 @@
 """Prompts and answers of tasks: data/<task>/{train,test}.jsonl, one JSON object per line with
-"id", "task", "prompt", "answer" and "solution".
+"id", "task", "prompt", "answer" and "solution". Rows of chats also have "prompt_messages".
 
     python prepare.py                                     # arithmetic, with a small base model
     python prepare.py --task=gsm8k                        # from the Hugging Face hub
@@ -12,6 +12,7 @@ A task is a file in tasks/, or yours: tasks/countdown.py shows how to write one.
 defines pretraining_batch a base model is made, too: a Qwen2.5 with 1M parameters, pretrained here
 in a minute.
 """
+import codecs
 import json
 import os
 import random
@@ -19,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from lib.batches import pack
-from lib.cli import check, configure, one_line_errors, progress
-from lib.data import task_name
+from lib.cli import REPOSITORY, check, configure, one_line_errors, progress
+from lib.data import chat_fields, task_name
 from lib.distributed import device, run_stage
 from lib.files import atomic_dir, lock, read_jsonl, write_jsonl
 from model import Config, Qwen2
@@ -71,8 +72,9 @@ def read_rows(path):
         if path.endswith(".parquet"):
             from pyarrow.parquet import read_table
             return read_table(path).to_pylist()
-        if path.endswith(".json") and Path(path).read_bytes().lstrip()[:1] == b"[":
-            return json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes() if path.endswith(".json") else b""
+        if content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return json.loads(content)
         return read_jsonl(path, ())
     except ValueError as e:
         raise ValueError(f"{path} can't be read: {e}") from None
@@ -88,59 +90,66 @@ def task_rows(module, name, split):
 
 
 def data_rows(where, prefix, originals, graded_by, row):
-    """Data rows of original rows, without those that have no answer.
+    """Data rows of original rows, without those that have no answer, or the prompt of an earlier
+    row, which could be held out while this one is trained on.
 
     where: the originals' name, for messages; prefix: of ids, for rows that have none; graded_by:
-    the task whose reward grades them; row: makes a data row of an original one. Raises ValueError,
-    naming the row, if one is wrong.
+    the task whose reward grades them; row: makes a data row of an original one, whose prompt may be
+    a list of messages. Raises ValueError, naming the row, if one is wrong.
     """
-    rows, ids, dropped = [], set(), []
+    rows, ids, dropped = {}, set(), {}  # rows: {prompt: row}; dropped: {why: row numbers}
     for number, original in enumerate(originals, 1):
         try:
             check(isinstance(original, dict), f"no names and values, but {str(original)[:50]}")
             new = {"id": f"{prefix}/{number - 1}", "task": graded_by} | row(original)
             new |= {"id": str(new["id"]), "task": graded_by}
-            check(new["id"] not in ids, f"the id {new['id']!r} was used before")
-            ids.add(new["id"])
+            if isinstance(new["prompt"], list):
+                new |= chat_fields(new["prompt"])
             for key in ("prompt", "answer"):
                 check(isinstance(new[key], str), f"{key} = {new[key]!r} is not a string")
                 new[key].encode()  # raises ValueError for half of a surrogate pair
+            check(new["prompt"].strip(), "the prompt is empty")
+            why = "" if new["answer"].strip() else "no answer to grade by"
+            if not why and (earlier := rows.get(new["prompt"])):
+                why = ("an earlier row has the same prompt"
+                       + " and another answer" * (earlier["answer"] != new["answer"]))
+            check(why or new["id"] not in ids, f"the id {new['id']!r} was used before")
         except KeyError as e:
             raise ValueError(f"{where}, row {number}: no {e} in it, only {', '.join(original)}"
                              ) from None
         except Exception as e:
             text = e if isinstance(e, ValueError) else one_line(e)
             raise ValueError(f"{where}, row {number}: {text}") from None
-        if new["answer"]:
-            rows.append(new)
+        if why:
+            dropped.setdefault(why, []).append(number)
         else:
-            dropped.append(number)
-    if dropped:
-        print(f"{where}: {len(dropped)} dropped: no answer to grade by (the first is row "
-              f"{dropped[0]})")
+            rows[new["prompt"]] = new
+            ids.add(new["id"])
+    for why, numbers in dropped.items():
+        print(f"{where}: {len(numbers)} dropped: {why} (the first is row {numbers[0]})")
     check(rows, f"{where}: no rows")
-    return rows
+    return list(rows.values())
 
 
 def own_row(row, bare):
     """A data row of a user's row, which has "prompt" and "answer", or verl's columns.
 
-    The prompt may be a list of one message; the answer a number, a list or null. bare: if the
-    answer, or "solution" where it is missing, is a whole solution, take the final answer out of it.
+    An answer that is not a string becomes JSON; null and NaN, which is pandas' null, become "".
+    bare: join a list by commas; if the answer, or "solution" where it is missing, is a whole
+    solution, take the final answer out of it.
     """
-    prompt = row["prompt"]
     answer = row["reward_model"]["ground_truth"] if "reward_model" in row else row["answer"]
-    if isinstance(prompt, list):
-        check(len(prompt) == 1, f"the prompt has {len(prompt)} messages, one is expected")
-        prompt = prompt[0]["content"]
-    if bare and str(answer).startswith('["'):  # a list as text
+    if bare and isinstance(answer, str) and answer.startswith('["'):  # a list as text
         answer = json.loads(answer)
-    if isinstance(answer, list):
+    if bare and isinstance(answer, list):
         answer = ", ".join(map(str, answer))
-    answer = "" if answer is None else str(answer)
+    if isinstance(answer, bool | list | dict):
+        answer = json.dumps(answer, ensure_ascii=False, default=str)
+    answer = "" if answer is None or answer != answer else str(answer)
     if bare:
-        answer = final_answer(answer) or answer or final_answer(row.get("solution") or "") or ""
-    return row | {"prompt": prompt, "answer": answer}
+        answer = (final_answer(answer) or answer.strip()
+                  or final_answer(str(row.get("solution"))) or "")
+    return row | {"answer": answer}
 
 
 def final_answer(solution):
@@ -149,9 +158,18 @@ def final_answer(solution):
             else last_boxed(solution))
 
 
-def write_splits(name, splits):
-    """Write data/<name>/<split>.jsonl of {split: data rows}."""
+def write_splits(name, origin, splits):
+    """Write data/<name>/<split>.jsonl of {split: data rows}. origin: the task's file, or that of a
+    user's rows, which must not replace the data of a task in tasks/ or of a benchmark."""
+    benchmark = name in load_task("math").BENCHMARKS
+    built_in = REPOSITORY / "tasks" / ("math.py" if benchmark else f"{name}.py")
+    check(not built_in.is_file() or built_in.samefile(origin), f"{origin}: data/{name} is for the "
+          f"prompts of the built-in {name}; give your file or folder another name")
     check(all(splits.values()), f"{name}: one row is not enough for a train and a test split")
+    train, test = ({row["prompt"] for row in splits.get(split, ())} for split in ("train", "test"))
+    if train & test:
+        print(f"warning: {name}: {len(train & test)} of {len(test)} test prompts are in train, too,"
+              " so they are not held out; take them out of one of the two")
     lock(os.path.join("data", name))
     for split, rows in splits.items():
         path = f"data/{name}/{split}.jsonl"
@@ -222,9 +240,11 @@ def main(args):
         check(args.source, "--reward is for your own rows: set --source to their file or folder")
         # Other rewards may want to see more of an answer.
         bare = load_task(args.reward).reward in (gsm8k, math)
-        name = Path(args.source).stem
-        write_splits(name, source_rows(args.source, name, ("train", "test"), args.seed, args.reward,
-                                       partial(own_row, bare=bare)))
+        path = Path(os.path.abspath(args.source))
+        name = path.stem if path.is_file() else path.name
+        write_splits(name, args.source, source_rows(
+            args.source, name, ("train", "test"), args.seed, args.reward,
+            partial(own_row, bare=bare)))
         return
     benchmarks = load_task("math").BENCHMARKS
     tasks = [name.strip() for name in args.task.split(",")]
@@ -242,7 +262,7 @@ def main(args):
             found = {split: data_rows(f"{name}, {split} split", f"{name}/{split}", task_rows(
                 module, task, task if is_benchmark else split), graded_by, dict)
                 for split in splits}
-        write_splits(name, found)
+        write_splits(name, module.__file__, found)
         if hasattr(module, "pretraining_batch") and args.base_steps:
             make_base_model(name, module.pretraining_batch, args.base_steps, args.seed)
 

@@ -125,7 +125,8 @@ def write_report(folder):
     write_page(f"{folder}/report.md", f"# {folder}\n\n![Metrics of the run](curves.png)\n",
                *measured, stage_1(folder), cost(metrics), examples(evaluations), settings)
     if training:
-        prompt = next((records[0]["prompt"] for records in evaluations.values()), "...")
+        row = next((records[0] for records in evaluations.values()), {"prompt": "..."})
+        prompt = row.get("prompt_messages", row["prompt"])
         card = model_card(f"{folder}/model", training["constants"], prompt)
         write_page(f"{folder}/model/README.md", card, *measured, settings)
     return f"{folder}/report.md"
@@ -226,13 +227,14 @@ def what_was_run(metrics, training):
 def model_card(name, c, prompt):
     """How the model's README.md begins, with the header that the Hugging Face hub reads.
 
-    name: the model's folder; c: the run's constants; prompt: an example.
+    name: the model's folder; c: the run's constants; prompt: an example, a text or messages.
     """
     base = "" if os.path.isdir(c["model"]) else f"base_model: {c['model']}\n"
     call = f"llm.generate([{prompt!r}], params)"
     if c["chat_template"]:
         kwargs = json.loads(c.get("chat_template_kwargs") or "{}")
-        call = (f"llm.chat([{{'role': 'user', 'content': {prompt!r}}}], params"
+        chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        call = (f"llm.chat({chat!r}, params"
                 + (f", chat_template_kwargs={kwargs!r})" if kwargs else ")"))
     algorithm = c.get("algorithm", "A*-PO")
     if algorithm == "A*-PO":

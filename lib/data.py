@@ -23,9 +23,9 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_respons
     """Rows of data/<task>/<split>.jsonl, each with "tokens", its prompt's token ids (list of int).
 
     max_prompt_tokens: longer prompts are left out, with a message; 0: a prompt that leaves no room
-    for max_response_tokens in the model's `context` is an error. chat_template: make each prompt a
-    user's message in the tokenizer's template; chat_template_kwargs: the template's arguments, a
-    JSON object. Raises ValueError with one line.
+    for max_response_tokens in the model's `context` is an error. chat_template: put each prompt's
+    messages, see messages_of(), into the tokenizer's template; chat_template_kwargs: the template's
+    arguments, a JSON object. Raises ValueError with one line.
     """
     path = f"data/{task_name(task)}/{split}.jsonl"
     check(os.path.isfile(path),
@@ -41,11 +41,16 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_respons
         check(row["id"] not in ids, f"{where}: id {row['id']!r} was used before")
         ids.add(row["id"])
         check(row["prompt"], f"{where}: the prompt is empty")
+        check(chat_template or "prompt_messages" not in row, f"{where}: the prompt is a chat of "
+              f"{len(messages_of(row))} messages; set --chat_template=True in all stages")
+        check(not task.endswith(".py") or os.path.realpath(row["task"]) == os.path.realpath(task),
+              f"{where}: the prompt is one of the task {row['task']}; make those of {task} with: "
+              f"python prepare.py --task={task}")
     texts = [row["prompt"] for row in rows]
     check(chat_template or not chat_template_kwargs,
           f"--chat_template_kwargs={chat_template_kwargs}: it needs --chat_template=True")
     if chat_template:
-        texts = in_template(texts, tokenizer, chat_template_kwargs)
+        texts = in_template(map(messages_of, rows), tokenizer, chat_template_kwargs)
     # A template writes the tokens that begin a text (BOS) itself.
     encoded = tokenizer(texts, add_special_tokens=not chat_template)["input_ids"]
     for row, tokens in zip(rows, encoded, strict=True):
@@ -64,8 +69,24 @@ def load_prompts(task, split, tokenizer, max_prompt_tokens, context, max_respons
     return rows
 
 
-def in_template(texts, tokenizer, kwargs):
-    """Each text as a user's message in the tokenizer's chat template. kwargs: a JSON object."""
+def chat_fields(messages):
+    """The fields of a data row whose prompt is a list of messages: a text to read, and the messages
+    for the model's chat template, unless there is only a user's, which can do without."""
+    roles = [message["role"] for message in messages]
+    if roles == ["user"]:
+        return {"prompt": messages[0]["content"]}
+    check(roles[-1:] != ["assistant"], "the prompt ends with the assistant's message, not a user's")
+    return {"prompt": "\n\n".join(m["role"] + ": " + m["content"] for m in messages),
+            "prompt_messages": messages}
+
+
+def messages_of(row):
+    """A prompt as a chat: the messages that it was made of, or its text as a user's message."""
+    return row.get("prompt_messages") or [{"role": "user", "content": row["prompt"]}]
+
+
+def in_template(chats, tokenizer, kwargs):
+    """The text of each chat in the tokenizer's chat template. kwargs: a JSON object."""
     where = f"--chat_template=True: the tokenizer in {tokenizer.name_or_path}"
     check(tokenizer.chat_template, f"{where} has no chat template; base models need none")
     try:
@@ -77,9 +98,8 @@ def in_template(texts, tokenizer, kwargs):
         check(re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)),
               f"{where} has a template without {name!r}")
     try:
-        return [tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                              add_generation_prompt=True, **kwargs)
-                for text in texts]
+        return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True,
+                                              **kwargs) for chat in chats]
     except Exception as e:  # a template is a program
         raise ValueError(f"{where} has a template that fails ({type(e).__name__}: {e})") from e
 

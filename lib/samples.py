@@ -12,6 +12,7 @@ import time
 from typing import NamedTuple
 
 from lib.cli import check, progress
+from lib.data import chat_fields, messages_of
 from lib.distributed import all_gather, rank, set_activity
 from lib.files import files_in, read_jsonl
 
@@ -199,7 +200,7 @@ def read_published(source, rows, n, tokenizer, max_response_tokens):
     check(not missing, f"{source} has no column {', '.join(missing)}")
     ids, samples = {row["prompt"].strip(): row["id"] for row in rows}, {}
     for published in table:
-        prompt_id = ids.get(published["prompt"][0]["content"].strip())
+        prompt_id = ids.get(chat_fields(published["prompt"])["prompt"].strip())
         for i in range(n if prompt_id is not None else 0):
             text = published[f"response_{i}"]
             tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -229,7 +230,7 @@ def push_responses(name, rows, samples):
 def published_rows(rows, samples):
     """Responses in the paper's columns, one dictionary per prompt."""
     table = {row["id"]: {
-        "data_source": row["task"], "prompt": [{"role": "user", "content": row["prompt"]}],
+        "data_source": row["task"], "prompt": messages_of(row),
         "reward_model": {"style": "rule", "ground_truth": row["answer"]}} for row in rows}
     for (prompt_id, i), s in sorted(samples.items()):
         if prompt_id in table:

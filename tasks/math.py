@@ -44,6 +44,6 @@ def row(original):
     subject = (get("subject") or get("type") or get("subfield")
                or ", ".join(get("problem_type") or ()))
     return {"prompt": f"{question} {INSTRUCTION}", "solution": solution,
-            "answer": "" if answer is None else str(answer),
+            "answer": "" if answer is None or answer != answer else str(answer),  # NaN: a null
             **({"level": str(get("level")).removeprefix("Level ")} if get("level") else {}),
             **({"subject": subject} if subject else {})}

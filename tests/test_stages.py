@@ -18,8 +18,8 @@ from prepare import byte_tokenizer
 
 import pytest
 import torch
-from conftest import (MODEL, OUT, REAL_DATA, REPO, arguments, cpu_only, error, metrics_of,
-                      needs_real_data, random_model, run, tiny_config)
+from conftest import (MODEL, OUT, REAL_DATA, REPO, arguments, command, cpu_only, environment, error,
+                      metrics_of, needs_real_data, random_model, run, tiny_config)
 
 pytestmark = cpu_only
 
@@ -281,6 +281,24 @@ def test_an_evaluation_continues_and_adds_what_is_missing(workdir):
     other, text = evaluated("--max_prompts=200", "--temperature=0.5")
     assert "greedy, engine" not in text and "samples, engine" in text
     assert other["avg@4"]["value"] != whole["avg@4"]["value"]
+
+
+@pytest.mark.slow
+def test_two_evaluations_of_one_model(workdir):
+    """At the same time, each beside another model: all samples, and the results of both tasks, are
+    in the folder of the model that they share."""
+    for name in ("a", "b"):
+        shutil.copytree(MODEL, name)
+    shutil.copytree("data/arithmetic", "data/second")
+    jobs = [subprocess.Popen(
+        command("evaluate.py", f"--model={MODEL},{name}", f"--task={task}", "--max_prompts=16",
+                "--samples_per_prompt=2"), env=environment(()), stdout=subprocess.DEVNULL)
+        for name, task in (("a", "arithmetic,second"), ("b", "second"))]
+    assert [job.wait() for job in jobs] == [0, 0]
+    of_both = json.loads((workdir / MODEL / "eval.json").read_text())
+    assert of_both == json.loads((workdir / "a/eval.json").read_text())
+    assert of_both["second"] == json.loads((workdir / "b/eval.json").read_text())["second"]
+    assert len(of_both) == 2
 
 
 # ---- mistakes: one line, status 1, nothing lost --------------------------------------------------

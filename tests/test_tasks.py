@@ -1,6 +1,8 @@
 """Tasks: those with a base model of their own, and what users bring: a Python file, rows, published
 samples."""
 import json
+import math
+import os
 import random
 import re
 from itertools import product
@@ -8,13 +10,14 @@ from pathlib import Path
 
 import estimate_value
 import prepare
+import report
 import reward
 import train_apo
 from baselines import grpo
 from evaluate import measure
 from lib.data import load_prompts
 from lib.files import read_jsonl, write_jsonl
-from lib.samples import Response, load_values, published_rows
+from lib.samples import Response, load_values, published_rows, read_published
 from prepare import byte_tokenizer
 from reward import load_task
 
@@ -174,6 +177,7 @@ ROWS = "def rows(split):\n    return [%s]\nreward = rows\n"
     (ROWS % "{}['x']", "mine.py: rows('train') raised KeyError: 'x' (mine.py, line 2)"),
     (ROWS % "{'prompt': '?', 'answer': 4}", "answer = 4 is not a string"),
     (ROWS % "{'prompt': '?'}", "mine, train split, row 1: no 'answer' in it, only prompt"),
+    (ROWS % "{'prompt': ' ', 'answer': '4'}", "mine, train split, row 1: the prompt is empty"),
 ])
 def test_task_files_that_are_wrong(source, message, tmp_path, monkeypatch):
     """One line names the file."""
@@ -238,32 +242,167 @@ def test_own_rows(tmp_path, monkeypatch, capsys):
     assert "both/test.jsonl: 1 dropped: no answer to grade by (the first is row 2)" in (
         capsys.readouterr().out)
     (tmp_path / "mine.py").write_text("def rows(split): ...\ndef reward(*arguments): ...\n")
-    write_jsonl("list.jsonl", [{"prompt": "?", "answer": '["#### 1"]'}] * 2)
-    prepare.main(arguments(prepare, source="list.jsonl", reward="mine.py"))
-    assert read_jsonl("data/list/train.jsonl", ())[0]["answer"] == '["#### 1"]'
     for settings, message in (({"reward": "chess", "source": "mine.jsonl"}, "no task 'chess'"),
                               ({"reward": "math"}, "set --source to their file or folder")):
         assert message in error(prepare, **settings)
+
+
+@pytest.mark.parametrize("answer, text", [
+    ('["#### 1"]', '["#### 1"]'), (" 4\n", " 4\n"), (4, "4"), (0.5, "0.5"), (True, "true"),
+    (["a, b", "it's"], '["a, b", "it\'s"]'), ({"é": [1, None]}, '{"é": [1, null]}')])
+def test_an_own_reward_reads_the_answer_as_the_row_has_it(answer, text, tmp_path, monkeypatch):
+    """What is not a string is JSON. The rewards of this repository compare text: a list is joined.
+    """
+    monkeypatch.chdir(tmp_path)
+    load_task.cache_clear()
+    (tmp_path / "own.py").write_text("def rows(split): ...\ndef reward(*arguments): ...\n")
+    write_jsonl("mine.jsonl", [{"prompt": f"{i}?", "answer": answer} for i in range(2)])
+    prepare.main(arguments(prepare, source="mine.jsonl", reward="own.py"))
+    assert read_jsonl("data/mine/train.jsonl", ())[0]["answer"] == text
+    if isinstance(answer, list):
+        prepare.main(arguments(prepare, source="mine.jsonl", reward="math"))
+        assert read_jsonl("data/mine/train.jsonl", ())[0]["answer"] == "a, b, it's"
+
+
+def test_held_out_prompts_are_not_trained_on(tmp_path, monkeypatch, capsys):
+    """Of rows with one prompt the first that has an answer stays, before a file is split. Between
+    the files of a folder, a warning."""
+    monkeypatch.chdir(tmp_path)
+    answers = ["", *("1" * 50), *("2" * 3)]
+    write_jsonl("mine.jsonl", [{"prompt": f"{i}?", "answer": answer, "id": f"{i}/{answer or 1}"}
+                               for answer in answers for i in range(20)])
+    prepare.main(arguments(prepare, source="mine.jsonl", reward="math"))
+    train, test = (read_jsonl(f"data/mine/{split}.jsonl", ()) for split in ("train", "test"))
+    assert (len(train), len(test)) == (18, 2)
+    assert {row["prompt"] for row in train + test} == {f"{i}?" for i in range(20)}
+    assert {row["answer"] for row in train + test} == {"1"}
+    said = capsys.readouterr().out
+    for line in ("20 dropped: no answer to grade by (the first is row 1)",
+                 "980 dropped: an earlier row has the same prompt (the first is row 41)",
+                 "60 dropped: an earlier row has the same prompt and another answer (the first is "
+                 "row 1021)"):
+        assert f"mine.jsonl: {line}\n" in said
+    assert "warning" not in said
+    write_jsonl("both/train.jsonl", train)
+    write_jsonl("both/test.jsonl", [*test, *train[:3]])
+    prepare.main(arguments(prepare, source="both", reward="math"))
+    assert "warning: both: 3 of 5 test prompts are in train, too" in capsys.readouterr().out
+
+
+def test_names_of_data(tmp_path, monkeypatch):
+    """A folder's whole name counts. What a user has doesn't replace the data of a built-in task or
+    of a benchmark; the same task under its path may, and a task of one's own knows its rows."""
+    monkeypatch.chdir(tmp_path)
+    load_task.cache_clear()
+    rows = [{"prompt": f"{i}?", "answer": "1"} for i in range(2)]
+    for name in ("rl.v1.1/", "rl.v1.2"):
+        write_jsonl(f"{name}/train.jsonl", rows)
+        write_jsonl(f"{name}/test.jsonl", rows)
+        prepare.main(arguments(prepare, source=name, reward="math"))
+    assert sorted(os.listdir("data")) == ["rl.v1.1", "rl.v1.2"]
+    own = f"def rows(split):\n    return {rows}\ndef reward(*arguments): ...\n"
+    for path in ("a/gsm8k.py", "a/amc23.py", "a/chess.py", "b/chess.py"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(own)
+    write_jsonl("amc23.jsonl", rows)
+    write_jsonl("facts/train.jsonl", rows)
+    write_jsonl("facts/test.jsonl", rows)
+    for settings in ({"task": "a/gsm8k.py"}, {"task": "a/amc23.py"},
+                     {"source": "amc23.jsonl", "reward": "math"},
+                     {"source": "facts", "reward": "math"}):
+        assert "give your file or folder another name" in error(prepare, **settings)
+    assert len(os.listdir("data")) == 2
+    prepare.main(arguments(prepare, task=reward.__file__.replace("reward.py", "tasks/facts.py"),
+                           base_steps=0))
+    prepare.main(arguments(prepare, task="a/chess.py"))
+    for task in ("a/chess.py", str(tmp_path / "a/chess.py")):
+        assert len(load_prompts(task, "test", byte_tokenizer(), 0, 99, 9)) == 2
+    with pytest.raises(ValueError, match="line 1: the prompt is one of the task a/chess.py; make "
+                                         "those of b/chess.py with: "):
+        load_prompts("b/chess.py", "test", byte_tokenizer(), 0, 99, 9)
+
+
+def test_prompts_of_several_messages(tmp_path, monkeypatch):
+    """All messages are in the template, in the published columns and in the model card. Without a
+    template they are refused. A user's only message is a prompt as any other."""
+    monkeypatch.chdir(tmp_path)
+    load_task.cache_clear()
+    chats = [[("system", "Think."), ("user", "1+1=?")], [("system", "Guess."), ("user", "1+1=?")],
+             [("user", "a"), ("assistant", "b"), ("user", "c")], [("system", "Write.")]]
+    chats = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
+    plain = [{"role": "user", "content": "2=?"}]
+    for split, prompts in (("train", [*chats, plain]), ("test", [plain, "3=?"])):
+        write_jsonl(f"mine/{split}.jsonl", [{"prompt": p, "answer": "2"} for p in prompts])
+    prepare.main(arguments(prepare, source="mine", reward="math"))
+    own = f"def rows(split):\n    yield {{'prompt': {chats[0]}, 'answer': '2'}}\nreward = rows\n"
+    (tmp_path / "own.py").write_text(own)
+    prepare.main(arguments(prepare, task="own.py"))
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
+
+    def load(task, split, *template):
+        return load_prompts(task, split, tokenizer, 0, 99, 9, *template)
+
+    rows = load("mine", "train", True)
+    assert [tokenizer.decode(row["tokens"]) for row in rows] == [
+        "<system>Think.<user>1+1=?<assistant>", "<system>Guess.<user>1+1=?<assistant>",
+        "<user>a<assistant>b<user>c<assistant>", "<system>Write.<assistant>",
+        "<user>2=?<assistant>"]
+    assert rows[0]["prompt"] == "system: Think.\n\nuser: 1+1=?" and rows[4]["prompt"] == "2=?"
+    assert load("own.py", "test", True)[0]["tokens"] == rows[0]["tokens"]
+    assert [row["tokens"] for row in load("mine", "test")] == [[*b"2=?"], [*b"3=?"]]
+    with pytest.raises(ValueError, match="train.jsonl, line 1: the prompt is a chat of 2 messages; "
+                                         "set --chat_template=True in all stages"):
+        load("mine", "train")
+
+    samples = {(row["id"], 0): {"text": f"{i}", "reward": 0.0} for i, row in enumerate(rows)}
+    table = published_rows(rows, samples)
+    assert [row["prompt"] for row in table] == [*chats, plain]
+    datasets.Dataset.from_list(table).to_parquet("published.parquet")
+    published = read_published("published.parquet", rows, 1, tokenizer, 9)
+    assert {key: s["text"] for key, s in published.items()} == {
+        key: s["text"] for key, s in samples.items()}
+    _, records = measure(rows, {"greedy": [[Response([1], "2", False)] for _ in rows]})
+    card = report.model_card("m", {"model": "a/b", "task": "x", "max_response_tokens": 9,
+                                   "chat_template": True}, records[0]["prompt_messages"])
+    assert f"llm.chat({chats[0]!r}, params)\n" in card
+
+
+def test_the_limit_of_a_prompt(small):
+    """--max_prompt_tokens never lets through what the model's context has no room for."""
+    for limit, context in ((8, 40), (9, 40), (99, 40)):
+        assert len(load_prompts("arithmetic", "test", byte_tokenizer(), limit, context, 32)) == 8
+    for limit, context in ((7, 99), (8, 39), (99, 39)):
+        with pytest.raises(ValueError, match="no prompt has at most 7 tokens"):
+            load_prompts("arithmetic", "test", byte_tokenizer(), limit, context, 32)
 
 
 def lines(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+# Their prompts differ, because equal ones are one row.
 ROW, VERL = {"prompt": "1+1=?", "answer": "2"}, {
     "prompt": [{"role": "user", "content": "1+1=?"}], "reward_model": {"ground_truth": "2"}}
+ROW_2, VERL_2 = ROW | {"prompt": "2=?"}, VERL | {"prompt": [{"role": "user", "content": "2=?"}]}
+BOM = "\ufeff"
 
 
 @pytest.mark.parametrize("name, content", [
-    ("mine.jsonl", lines(ROW, ROW) + "\n"), ("mine.json", lines(ROW, ROW)),
-    ("mine.json", json.dumps([ROW, ROW], indent=1)), ("mine.parquet", [ROW, ROW]),
-    ("mine.jsonl", lines(VERL, VERL)), ("mine.parquet", [VERL, VERL]),
-    ("train.jsonl", lines(ROW, ROW)),
-    ("mine.jsonl", lines({**ROW, "answer": 2, "note": "\ud83d"}, {**ROW, "answer": ["2"]})),
-    ("mine.jsonl", lines({**ROW, "answer": "1+1 is\n#### 2"}, {**ROW, "answer": '["2"]'})),
+    ("mine.jsonl", lines(ROW, ROW_2) + "\n"), ("mine.json", lines(ROW, ROW_2)),
+    ("mine.json", json.dumps([ROW, ROW_2], indent=1)), ("mine.parquet", [ROW, ROW_2]),
+    ("mine.json", BOM + json.dumps([ROW, ROW_2], indent=1)), ("mine.json", BOM + lines(ROW, ROW_2)),
+    ("mine.jsonl", lines(VERL, VERL_2)), ("mine.parquet", [VERL, VERL_2]),
+    ("train.jsonl", lines(ROW, ROW_2)),
+    ("mine.jsonl", lines({**ROW, "answer": 2, "note": "\ud83d"}, {**ROW_2, "answer": ["2"]})),
+    ("mine.jsonl", lines({**ROW, "answer": "#### 3? No:\n#### 2"}, {**ROW_2, "answer": '["2"]'})),
     ("mine.jsonl", lines({**ROW, "answer": r"So $\boxed{2}$."},
-                         {**ROW, "answer": None, "solution": r"It is \boxed{2}."})),
-    ("mine.jsonl", lines({**ROW, "id": ["a", 1]}, {**ROW, "id": 2}))])
+                         {**ROW_2, "answer": None, "solution": r"It is \boxed{2}."})),
+    ("mine.jsonl", lines({**ROW, "answer": math.nan, "solution": "#### 2"}, {**ROW_2, "answer": 2},
+                         *({"prompt": f"{answer!r}?", "answer": answer, "solution": math.nan}
+                           for answer in (math.nan, " \n", "", None)))),
+    ("mine.jsonl", lines({**ROW, "id": ["a", 1]}, {**ROW_2, "id": 2}))])
 def test_rows_as_people_have_them(name, content, tmp_path, monkeypatch):
     """Files of several kinds, verl's columns, numbers, and solutions instead of bare answers."""
     monkeypatch.chdir(tmp_path)
@@ -275,7 +414,8 @@ def test_rows_as_people_have_them(name, content, tmp_path, monkeypatch):
     folder = f"data/{name.partition('.')[0]}"
     for split in ("train", "test"):
         [row] = load_prompts(folder.removeprefix("data/"), split, byte_tokenizer(), 0, 99, 9)
-        assert (row["prompt"], row["answer"], row["task"]) == ("1+1=?", "2", "gsm8k")
+        assert row["prompt"] in ("1+1=?", "2=?")
+        assert (row["answer"], row["task"]) == ("2", "gsm8k")
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -283,9 +423,12 @@ def test_rows_as_people_have_them(name, content, tmp_path, monkeypatch):
     ("mine.json", "[1", "mine.json can't be read: Expecting ',' delimiter"),
     ("mine.parquet", "PAR1", "mine.parquet can't be read: "),
     ("mine.jsonl", lines(ROW, {"prompt": "?"}), "mine.jsonl, row 2: no 'answer' in it, only pr"),
-    ("mine.jsonl", lines(ROW, {**VERL, "prompt": VERL["prompt"] * 2}), "the prompt has 2 messages"),
+    ("mine.jsonl", lines(ROW, {**VERL, "prompt": [{"role": "assistant", "content": "2"}]}),
+     "mine.jsonl, row 2: the prompt ends with the assistant's message"),
+    ("mine.jsonl", lines(ROW, {**ROW, "prompt": ""}), "mine.jsonl, row 2: the prompt is empty"),
+    ("mine.jsonl", lines(ROW, {**ROW, "prompt": []}), "mine.jsonl, row 2: the prompt is empty"),
     ("mine.jsonl", lines(ROW, {**ROW, "prompt": "\ud83d"}), ": 'utf-8' codec can't encode"),
-    ("mine.jsonl", lines(*[{**ROW, "id": 1}] * 3), "mine.jsonl, row 2: the id '1' was used"),
+    ("mine.jsonl", lines({**ROW, "id": 1}, {**ROW_2, "id": 1}), "row 2: the id '1' was used"),
     ("mine.jsonl", lines({**ROW, "answer": None}), "mine.jsonl: no rows"),
     ("mine.jsonl", lines(ROW), "mine: one row is not enough for a train and a test split")])
 def test_rows_that_can_not_be_read(name, content, message, tmp_path, monkeypatch):
@@ -301,7 +444,7 @@ def test_rows_that_can_not_be_read(name, content, message, tmp_path, monkeypatch
 def test_the_held_out_tenth(number, held_out, tmp_path):
     """It is rounded up, is at most 500 rows, and depends on the seed."""
     path = tmp_path / "mine.jsonl"
-    write_jsonl(path, [{"prompt": "?", "answer": "1"}] * number)
+    write_jsonl(path, [{"prompt": f"{i}?", "answer": "1"} for i in range(number)])
 
     def found_with(seed):
         return prepare.source_rows(str(path), "mine", ("train", "test"), seed, "math", dict)
