@@ -1,8 +1,9 @@
 """Stage 1 of A*-PO: estimate the optimal value V* of every training prompt, offline.
 
-    python estimate_value.py                                              # arithmetic
-    torchrun --nproc_per_node=8 estimate_value.py config/math.py          # Qwen2.5-1.5B, 8 GPUs
-    torchrun --nproc_per_node=8 estimate_value.py config/math.py --samples_per_prompt=16
+    python estimate_value.py                                                    # arithmetic
+    torchrun --standalone --nproc_per_node=8 estimate_value.py config/math.py   # Qwen2.5-1.5B
+    torchrun --standalone --nproc_per_node=8 estimate_value.py config/math.py \
+        --samples_per_prompt=16
 
 Each prompt x gets N samples y_1 ... y_N from the reference model, and
 

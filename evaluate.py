@@ -1,8 +1,8 @@
 """Measure models on tasks' held-out prompts: greedy accuracy, avg@k, pass@k, with 95% intervals.
 
     python evaluate.py                                    # arithmetic, before and after training
-    torchrun --nproc_per_node=8 evaluate.py config/math.py --task=math500,minerva_math,amc23 \
-        --model=Qwen/Qwen2.5-1.5B,out/math/model
+    torchrun --standalone --nproc_per_node=8 evaluate.py config/math.py \
+        --task=math500,minerva_math,amc23 --model=Qwen/Qwen2.5-1.5B,out/math/model
 
 Several models of one shape, separated by commas, stand side by side in each task's table: the
 engine is built with the first, then the weights of the others replace it. Results go to
@@ -62,7 +62,7 @@ def held_out_accuracy(engine, rows, seed, max_response_tokens, path):
 
     {"accuracy": greedy, "accuracy_sampled": of one sample per prompt at temperature 1, and the 95%
     interval of each as "..._ci95"}; {} if the job is asked to stop. The responses are written to
-    `path`. Raises ValueError if a reward function is wrong.
+    `path`. Raises RewardError if a reward function is wrong.
     """
     seeds = [sampling_seed(seed, "eval", row["id"]) for row in rows]
     responses = {}
@@ -164,7 +164,7 @@ def all_responses(job, kind, k):
 
 def measure(rows, responses):
     """Grade. responses: {"greedy": P x 1, "samples": P x k, if there are any}. Returns (results for
-    eval.json, the rows of eval-<task>.jsonl). Raises ValueError if a reward function is wrong."""
+    eval.json, the rows of eval-<task>.jsonl). Raises RewardError if a reward function is wrong."""
     kept = ("id", "task", "prompt", "prompt_messages", "answer", "level", "subject")
     records = [{key: row[key] for key in kept if key in row} for row in rows]
     results, timed_out = {"prompts": len(rows)}, []

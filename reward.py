@@ -7,29 +7,30 @@ The rewards in this file are 1.0 for the right final answer, else 0.0; lib/answe
 final answers. Each task file names its reward: one of these, or its own (tasks/countdown.py).
 Responses are untrusted, so a batch is graded in processes of its own, under a time limit.
 """
+import ast
+import ctypes
 import hashlib
 import importlib.util
 import json
-import numbers
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-import lib.answers
-import lib.latex
 from lib.answers import is_equivalent, last_boxed
 
-answer_limit = 2.0         # seconds that grading one answer may take; most take 0.0001
+answer_limit = 2.0         # seconds that grading one answer may take, unless its task says more
 memory_limit = 2 * 2**30   # bytes of address space of a grading process
 
 
@@ -72,6 +73,8 @@ def load_task(name):
     spec = importlib.util.spec_from_file_location(f"task_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there
+    if (folder := os.path.dirname(os.path.abspath(path))) not in sys.path:
+        sys.path.append(folder)  # for modules beside it; last, as tasks/math.py is not `math`
     try:
         spec.loader.exec_module(module)
     except Exception as e:
@@ -92,16 +95,41 @@ def one_line(error):
 
 
 def fingerprint(rows):
-    """SHA-256 of the code that grades these data rows: this file, lib/{answers,latex}.py, tasks.
+    """SHA-256 of the code that grades these data rows, without comments and docstrings: this file,
+    the tasks, and what they import from files that are not installed.
 
     When it changes, stage 1 grades its samples again. Raises what load_task() raises.
     """
-    tasks = [load_task(name) for name in sorted({row["task"] for row in rows})]
-    files = [__file__, lib.answers.__file__, lib.latex.__file__, *(task.__file__ for task in tasks)]
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+    code = {}
+    for module in (sys.modules[__name__], *map(load_task, {row["task"] for row in rows})):
+        add_code(module.__file__, code)
+    return hashlib.sha256("\n".join(sorted(code.values())).encode()).hexdigest()
+
+
+def add_code(path, code):
+    """Add a Python file, and those that it imports, to code: {path: its code as text}."""
+    if (path in code or not path.endswith(".py") or "-packages" in path  # site- or dist-packages
+            or path.startswith(sysconfig.get_path("stdlib"))):
+        return
+    tree = ast.parse(Path(path).read_bytes())
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None):
+            del node.body[0]
+    code[path] = ast.unparse(tree)
+    for node in imports:
+        package = getattr(node, "module", None)
+        for name in (package, *(x.name for x in node.names),
+                     *(f"{package}.{x.name}" for x in node.names)):
+            add_code(getattr(sys.modules.get(name), "__file__", None) or "", code)
 
 
 # ---- grading a batch -----------------------------------------------------------------------------
+
+class RewardError(SystemExit):
+    """A reward function is wrong, not a response. It ends the stage with its text."""
+
 
 class Graded(NamedTuple):
     """The grades of a batch: lists in the batch's order."""
@@ -126,9 +154,8 @@ def start_grading(rows, responses):
 
     rows: data rows with "task" and "answer"; responses: objects with .text and .truncated. Both are
     of the whole batch, the same on all ranks. Returns a function, also a collective, that waits for
-    all ranks and returns Graded of the whole batch. That function raises ValueError with one line
-    if a reward function raises, crashes, or returns anything but a number from 0 to 1: then the
-    function is wrong, not the response.
+    all ranks and returns Graded of the whole batch. That function raises RewardError, on all ranks,
+    if a reward function raises, crashes, or returns anything but a number from 0 to 1.
     """
     # Not imported at the top, because grading processes import this file, too: torch, which
     # lib.distributed imports, would cost each of them seconds and memory.
@@ -138,72 +165,81 @@ def start_grading(rows, responses):
                              not response.truncated)
                for row, response in zip(rows[part], responses[part], strict=True)]
 
-    def wait():
+    def wait_for_grades():
         graded = Graded([None] * len(rows), [None] * len(rows))
         try:
             mine = [*zip(*(future.result() for future in futures), strict=True)] or [(), ()]
-        except ValueError as e:  # on one rank; all ranks have to know
+        except RewardError as e:  # on one rank; all ranks have to know
             mine = str(e)
         for other, part_of_other in enumerate(all_gather(mine)):
             if isinstance(part_of_other, str):
-                raise ValueError(part_of_other)
+                raise RewardError(part_of_other)
             for whole, values in zip(graded, part_of_other, strict=True):
                 whole[other::world_size] = values
         if any(graded.timed_out):
-            print(f"warning: {sum(graded.timed_out)} of {len(rows)} answers took over "
-                  f"{answer_limit:g} s or too much memory to grade, and count as wrong")
+            print(f"warning: {sum(graded.timed_out)} of {len(rows)} responses took too long to "
+                  "grade, or too much memory, and count as wrong. The limit is the task file's "
+                  f"answer_limit, or {answer_limit:g} s")
         return graded
 
-    return wait
+    return wait_for_grades
 
 
 @cache
 def pool():
     """Threads, each with a grading process of its own. The ranks of a machine share its cores."""
-    cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return ThreadPoolExecutor(max(1, min(16, cores)), "grader")
 
 
-# Each thread has a process. multiprocessing's pools don't do: they can't end a task that takes too
-# long, and they would import the running stage, and torch with it, in every process.
+# Each thread has a process. multiprocessing's pools can't be used: they can't kill a task that
+# hangs, and they would import the running stage, and torch with it, in every process.
 this_thread = threading.local()
 
 
 def grade_one(task, response, answer, finished):
-    """(reward, timed out) of one response, from the calling thread's grading process."""
+    """(reward, timed out) of one response, from the calling thread's grading process. Raises
+    RewardError."""
     process = getattr(this_thread, "process", None)
     if process is None or process.poll() is not None:
-        # Its session is its own, so that Ctrl-C doesn't end it. It ends when its input ends.
+        # Its session is its own, so that Ctrl-C doesn't end it.
         process = this_thread.process = subprocess.Popen(
             [sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, start_new_session=True)
-    try:
-        process.stdin.write(json.dumps([task, response, answer, finished]).encode() + b"\n")
-        process.stdin.flush()
-        reply = process.stdout.readline()
-    except BrokenPipeError:
-        reply = b""
-    if not reply:  # it was killed, by its timer or for its memory, or it crashed
+    # To load the task takes none of the answer's time.
+    limit = reply = ask(process, task)
+    if isinstance(limit, float):
+        reply = ask(process, [response, answer, finished], limit)
+    if reply is None:  # it takes too long, it was killed for its memory, or it crashed
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with what the reward function has started
         process.communicate()  # closes the pipes and waits
-        if process.returncode in (-signal.SIGALRM, -signal.SIGKILL):
+        if process.returncode == -signal.SIGKILL:
             return 0.0, True
-    reward = json.loads(reply or f'"crashed with status {process.returncode}"')
-    if isinstance(reward, str):
-        raise ValueError(f"the reward of task {task} {reward}, for the response "
-                         f"{response[:200]!r} and the answer {answer!r}")
-    return reward, False
+        reply = f"crashed with status {process.returncode}"
+    if isinstance(reply, str):
+        raise RewardError(f"error: for the response {response[:200]!r} and the answer {answer!r} "
+                          f"the reward of task {task} {reply}")
+    return reply, False
+
+
+def ask(process, request, seconds=None):
+    """A grading process's reply to a request; None if it ends, or takes longer than `seconds`."""
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        if wait([process.stdout], seconds) and (line := process.stdout.readline()):
+            return json.loads(line)
 
 
 def serve():
     """A grading process: one request per line of input, one reply per line of output.
 
-    A request is the JSON list [task, response, answer, finished]. A reply is the reward, or a text
-    that says what is wrong with the reward function. The time limit is a timer without a handler:
-    when it runs out, the kernel ends the process, even in the middle of a long computation in C.
-    The process ends with its input, so also when its parent is killed.
+    A request is a task's name, and then the list [response, answer, finished]. The replies are the
+    seconds that grading may take, and the reward. A reply is a text instead if the task or its
+    reward is wrong. The stage keeps the time, and kills the process when it is over.
     """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the stage
     # Neither a reward function nor a process that it starts must reach the pipes of this one.
     requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -212,20 +248,22 @@ def serve():
         signal.signal(number, signal.SIG_IGN)  # the stage may still want this batch's grades
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     for line in requests:
-        task, *arguments = json.loads(line)
+        request = json.loads(line)
         try:
-            function = load_task(task).reward  # loading a task takes none of the answer's time
-            signal.setitimer(signal.ITIMER_REAL, answer_limit)
-            reply = function(*arguments)
-            if isinstance(reply, numbers.Real) and 0 <= reply <= 1:
-                reply = float(reply)
+            if isinstance(request, str):
+                task = load_task(request)
+                reply = float(getattr(task, "answer_limit", answer_limit))
             else:
-                reply = f"returned {reply!r}, which is not a number from 0 to 1"
+                reward = task.reward(*request)
+                reply = f"returned {reward!r}, which is not a number from 0 to 1"
+                with suppress(TypeError, ValueError):  # float() takes numpy's numbers, too
+                    if not isinstance(reward, str) and 0 <= float(reward) <= 1:
+                        reply = float(reward)
         except MemoryError:
             os.kill(os.getpid(), signal.SIGKILL)
         except (Exception, SystemExit) as e:
-            reply = f"raised {one_line(e)}"
-        signal.setitimer(signal.ITIMER_REAL, 0)
+            e.__traceback__ = e.__traceback__.tb_next  # without this function
+            reply = "raised this:\n" + "".join(traceback.format_exception(e))
         print(json.dumps(reply), file=replies, flush=True)
 
 

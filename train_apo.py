@@ -1,8 +1,9 @@
 """Stage 2 of A*-PO: train on-policy, with one response per prompt and a least-squares loss.
 
-    python train_apo.py                                           # the embedded arithmetic task
-    torchrun --nproc_per_node=8 train_apo.py config/math.py       # Qwen2.5-1.5B on MATH, 8 GPUs
-    torchrun --nproc_per_node=8 train_apo.py config/math.py config/7b.py --out=out/math_7b
+    python train_apo.py                                        # the embedded arithmetic task
+    torchrun --standalone --nproc_per_node=8 train_apo.py config/math.py   # Qwen2.5-1.5B on MATH
+    torchrun --standalone --nproc_per_node=8 train_apo.py config/math.py config/7b.py \
+        --out=out/math_7b
 
 Each step samples one response y for each prompt x of a batch from the current policy pi, and
 minimises
@@ -20,7 +21,8 @@ step, <out>/eval-<step>.jsonl, the responses of each evaluation, <out>/ckpt, <ou
 any number of processes. For another run on the same values:
 
     mkdir -p out/higher_lr && cp out/math/values.pt out/higher_lr
-    torchrun --nproc_per_node=8 train_apo.py config/math.py --lr=2e-6 --out=out/higher_lr
+    torchrun --standalone --nproc_per_node=8 train_apo.py config/math.py --lr=2e-6 \
+        --out=out/higher_lr
 """
 import os
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
     python -m baselines.oapl                                       # the embedded arithmetic task
     python -m baselines.oapl --batch_size=512                      # 16 updates per sampling
-    torchrun --nproc_per_node=8 -m baselines.oapl config/math.py   # Qwen2.5-1.5B on MATH, 8 GPUs
+    torchrun --standalone --nproc_per_node=8 -m baselines.oapl config/math.py  # Qwen2.5-1.5B
 
 It is A*-PO with the policy that sampled in the place of the reference. Each step samples group_size
 responses y for each prompt x of a batch from pi_old, and minimises

@@ -1,7 +1,7 @@
 """PPO (arXiv 1707.06347) with the loop of train_apo.py, to be read and run beside it.
 
     python -m baselines.ppo                                         # the embedded arithmetic task
-    torchrun --nproc_per_node=8 -m baselines.ppo config/math.py     # Qwen2.5-1.5B on MATH, 8 GPUs
+    torchrun --standalone --nproc_per_node=8 -m baselines.ppo config/math.py  # Qwen2.5-1.5B
 
 Each step samples one response y for each prompt x of a batch from the current policy pi_old, and
 maximises the mean over response tokens of

@@ -1,7 +1,7 @@
 """REBEL (arXiv 2404.16767) with the loop of train_apo.py, to be read and run beside it.
 
     python -m baselines.rebel                                       # the embedded arithmetic task
-    torchrun --nproc_per_node=8 -m baselines.rebel config/math.py   # Qwen2.5-1.5B on MATH, 8 GPUs
+    torchrun --standalone --nproc_per_node=8 -m baselines.rebel config/math.py  # Qwen2.5-1.5B
 
 Each step samples two responses y and y' for each prompt x of a batch from the current policy
 pi_old, and minimises

@@ -1,7 +1,7 @@
 """What checkpoints and safety checks cost, as shares of a training step.
 
-    torchrun --nproc_per_node=2 bench/overhead.py                     # arithmetic, after stage 1
-    torchrun --nproc_per_node=8 bench/overhead.py config/gsm8k.py     # on eight GPUs
+    torchrun --standalone --nproc_per_node=2 bench/overhead.py  # arithmetic, after stage 1
+    torchrun --standalone --nproc_per_node=8 bench/overhead.py config/gsm8k.py     # on eight GPUs
 
 Runs train_apo.py as it is, with a stopwatch around each of these functions, and prints the seconds
 that rank 0 spent in them. Constants are passed on.

@@ -1,7 +1,7 @@
 """Memory of a sharded policy of the shape of Qwen2.5-0.5B, phase by phase, without an engine and a
 reference: random weights, 96 tokens.
 
-    MALLOC_MMAP_THRESHOLD_=1000000 torchrun --nproc_per_node=2 bench/shards.py
+    MALLOC_MMAP_THRESHOLD_=1000000 torchrun --standalone --nproc_per_node=2 bench/shards.py
 
 Without that variable the C library keeps memory that was freed, and it is counted, too.
 """

@@ -1,8 +1,8 @@
 # Qwen2.5-1.5B base on GSM8K with the settings of the A*-PO paper's repository, for every stage:
 #   python prepare.py --task=gsm8k
-#   torchrun --nproc_per_node=4 estimate_value.py config/gsm8k.py
-#   torchrun --nproc_per_node=4 train_apo.py config/gsm8k.py
-#   torchrun --nproc_per_node=4 evaluate.py config/gsm8k.py \
+#   torchrun --standalone --nproc_per_node=4 estimate_value.py config/gsm8k.py
+#   torchrun --standalone --nproc_per_node=4 train_apo.py config/gsm8k.py
+#   torchrun --standalone --nproc_per_node=4 evaluate.py config/gsm8k.py \
 #       --model=Qwen/Qwen2.5-1.5B,out/gsm8k/model
 # Another size: config/gsm8k.py config/7b.py --out=out/gsm8k_7b
 task = "gsm8k"

@@ -1,8 +1,8 @@
 # Qwen2.5-1.5B base on MATH with the settings of the A*-PO paper's repository, for every stage:
 #   python prepare.py --task=math
-#   torchrun --nproc_per_node=4 estimate_value.py config/math.py
-#   torchrun --nproc_per_node=4 train_apo.py config/math.py
-#   torchrun --nproc_per_node=4 evaluate.py config/math.py \
+#   torchrun --standalone --nproc_per_node=4 estimate_value.py config/math.py
+#   torchrun --standalone --nproc_per_node=4 train_apo.py config/math.py
+#   torchrun --standalone --nproc_per_node=4 evaluate.py config/math.py \
 #       --model=Qwen/Qwen2.5-1.5B,out/math/model
 # Another size: config/math.py config/7b.py --out=out/math_7b
 task = "math"

@@ -17,6 +17,7 @@ from lib.distributed import (all_gather, all_reduce_sum, cuda, device, rank, set
 from lib.files import atomic_dir, read_json, read_jsonl, write_jsonl
 from lib.memory import peak_memory
 from lib.weights import copy_unchanged
+from reward import RewardError
 
 import torch
 
@@ -219,8 +220,8 @@ class Run:
         """Where responses are graded: a fault of a reward function ends the run."""
         try:
             yield
-        except ValueError as e:
-            self.stop(f"error: step {self.step}: {e}")
+        except RewardError as e:
+            self.stop(f"step {self.step}, {e}")
 
     def stop(self, error):
         """Exit with one line, after saving the steps that are complete."""

@@ -19,7 +19,7 @@ source "$(dirname "$0")/setup.sh"
 
 seeds=${SEEDS:-0 1 2} equal=${EQUAL:-prompts}
 benchmarks=math500,minerva_math,olympiadbench,amc23
-stage="torchrun --nproc_per_node=${GPUS:-gpu}"
+stage="torchrun --standalone --nproc_per_node=${GPUS:-gpu}"
 model=$(model_of config/math.py "$@")
 rebel="" grpo=""
 if [ "$equal" = generations ]; then

@@ -11,7 +11,7 @@
 source "$(dirname "$0")/setup.sh"
 
 out=${OUT:-out/gsm8k}
-stage="torchrun --nproc_per_node=${GPUS:-gpu}"
+stage="torchrun --standalone --nproc_per_node=${GPUS:-gpu}"
 model=$(model_of config/gsm8k.py "$@")
 
 python prepare.py --task=gsm8k "$@"

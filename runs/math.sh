@@ -14,7 +14,7 @@
 source "$(dirname "$0")/setup.sh"
 
 out=${OUT:-out/math} benchmarks=math500,minerva_math,olympiadbench,amc23
-stage="torchrun --nproc_per_node=${GPUS:-gpu}"
+stage="torchrun --standalone --nproc_per_node=${GPUS:-gpu}"
 model=$(model_of config/math.py "$@")
 
 python prepare.py --task=math,$benchmarks "$@"

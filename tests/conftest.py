@@ -51,7 +51,8 @@ def command(script, *args, processes=0):
     torchrun; 0: without it."""
     target = [str(REPO / script)] if script.endswith(".py") else ["-m", script]
     if processes:
-        target = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", *target]
+        target = ["-m", "torch.distributed.run", "--standalone",
+                  f"--nproc_per_node={processes}", *target]
     return [sys.executable, *target, *map(str, args)]
 
 

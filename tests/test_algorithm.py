@@ -260,8 +260,8 @@ def test_training_is_what_its_formulas_say(name, train, monkeypatch):
     before, after = (dict(Qwen2.from_pretrained(path).named_parameters())
                      for path in (MODEL, f"{OUT}/model"))
     for key, p in expected.named_parameters():
-        # Of near-zero gradients AdamW keeps little more than the sign: hence not entry by entry. Key
-        # biases have such gradients, because softmax cancels most of what they add.
+        # Of near-zero gradients AdamW keeps little more than the sign: hence not entry by entry.
+        # Key biases have such gradients, because softmax cancels most of what they add.
         limit = 0.05 if key.endswith("k_proj.bias") else 0.005
         assert (after[key] - p).norm() < limit * (p - before[key]).norm(), key
         assert torch.equal(after[key], engine.model.state_dict()[key])

@@ -22,7 +22,7 @@ from bench import pairs
 from bench.pairs import written_to_break_it
 from lib.files import read_jsonl
 from lib.samples import Response
-from reward import is_equivalent, last_boxed, load_task
+from reward import RewardError, is_equivalent, last_boxed, load_task
 
 import pytest
 from conftest import REAL_DATA, REPO, needs_real_data
@@ -292,32 +292,43 @@ def test_a_batch_is_graded_in_its_order():
 
 def test_a_users_reward_is_a_number_from_0_to_1(task):
     right = {"0": 0.0, "1": 1.0, "-0.0": 0.0, "0.25": 0.25, "True": 1.0,
-             "__import__('numpy').float32(0.5)": 0.5}
+             "__import__('numpy').float32(0.5)": 0.5, "__import__('numpy').True_": 1.0}
     assert grade(task, *right).rewards == [*right.values()]
     for response, message in {
             "1.0000001": "returned 1.0000001, ", "-0.1": "returned -0.1, ", "'1'": "returned '1', ",
             "float('nan')": "returned nan, ", "None": "returned None, ",
-            "[][1]": "raised IndexError: list index out of range (<string>, line 1)"}.items():
-        with pytest.raises(ValueError) as e:
+            "[][1]": "raised this:\nTraceback"}.items():
+        with pytest.raises(RewardError) as e:
             grade(task, "1", response)
-        assert f"{task} {message}" in str(e.value) and "\n" not in str(e.value)
+        assert str(e.value).startswith(f"error: for the response {response!r} and the answer '5' "
+                                       f"the reward of task {task} {message}")
+    assert str(e.value).count("  File ") == 2 and "line 6, in reward" in str(e.value)
+    assert str(e.value).endswith("IndexError: list index out of range\n")
 
 
 def test_what_exceeds_a_limit_earns_0(task, capsys):
-    """The limits are 2 seconds, without the time to load the task, and 2 GiB. The pool goes on."""
+    """The limits are 2 seconds, without the time to load the task, and 2 GiB. The pool goes on. A
+    task may set another limit; it can't escape from it by timers or processes of its own."""
     graded = grade(task, "time.sleep(1.4) or 1", "len(bytes(1 << 30)) > 0", "9 ** 9 ** 9",
                    "time.sleep(2.6) or 1", "len(bytes(2 << 30)) > 0", "1", "1", "1")
     assert graded.rewards == [1, 1, 0, 0, 0, 1, 1, 1]
     assert graded.timed_out == [r == 0 for r in graded.rewards]
-    assert "3 of 8 answers took over 2 s" in capsys.readouterr().out
+    assert "3 of 8 responses took too long to grade, or too m" in capsys.readouterr().out
     slow = Path(task).with_name("slow.py")
     slow.write_text("import time\ntime.sleep(2.2)\n" + Path(task).read_text())
     assert grade(str(slow), "1", "1").rewards == [1.0, 1.0]
+    judge = slow.with_name("judge.py")
+    judge.write_text("answer_limit = 4\n" + Path(task).read_text())
+    assert grade(str(judge), "time.sleep(2.6) or 1").rewards == [1.0]
+    begin = time.time()
+    graded = grade(task, "__import__('signal').alarm(0) or time.sleep(20)",
+                   "(__import__('os').fork() or time.sleep(30)) and time.sleep(20)")
+    assert graded == ([0.0, 0.0], [True, True]) and time.time() - begin < 15
 
 
 def test_what_a_reward_starts_has_limits_too(tmp_path):
-    """The processes that a reward function starts can't reach the pipes to the stage, end when it
-    takes too long, and its crash is an error of one line."""
+    """The processes that a reward function starts can't reach the pipes to the stage, and end when
+    it takes too long. Its crash is an error."""
     task = tmp_path / "mine.py"
     task.write_text("""from __future__ import annotations
 import os, subprocess, sys
@@ -341,7 +352,7 @@ def reward(response, answer, finished):
     time.sleep(0.3)
     ps = subprocess.run(["ps", "-o", "state=", (tmp_path / "pid").read_text()], capture_output=True)
     assert ps.stdout.strip() in (b"", b"Z")  # Z: dead, and not reaped yet
-    with pytest.raises(ValueError, match="mine.py crashed with status -6, for the response 'cra"):
+    with pytest.raises(RewardError, match="response 'crash' .*mine.py crashed with status -6"):
         grade(str(task), "print(1)", "crash")
 
 
@@ -361,7 +372,8 @@ def test_a_killed_grading_process_is_replaced(task):
 
 
 def test_no_process_is_left_behind(task, tmp_path):
-    """A stage is killed while one grading process is idle and the other one hangs: both end."""
+    """A stage is killed while one grading process is idle and the other one hangs, in C: both end.
+    """
     stage = subprocess.Popen([sys.executable, "-c", f"""
 import reward
 from lib.samples import Response
@@ -393,18 +405,28 @@ def test_ranks_grade_a_batch_together(task, monkeypatch):
         mine = []
         graded = graded_on(rank, texts, lambda part, mine=mine: mine.append(part) or parts)
         assert graded.rewards == [*map(float, texts)] and mine == [parts[rank]]
-    with pytest.raises(ValueError, match="all get: the reward of task .* raised ZeroDivisionError"):
+    with pytest.raises(RewardError, match="all get: error: for the response '1 / 0'"):
         graded_on(1, ["0", "1 / 0"], lambda part: [f"all get: {part}"] * 3)
 
 
 def test_the_fingerprint_covers_all_code_that_grades(task, tmp_path, monkeypatch):
-    """It changes with reward.py, lib/{answers,latex}.py and the file of each task in the rows."""
+    """It changes with reward.py, lib/{answers,latex}.py, the file of each task in the rows, and
+    what such a file imports from files beside it, but not with comments and docstrings."""
+    helper = tmp_path / "helper_of_mine.py"
+    helper.write_text("LIMIT = 3\n")
+    Path(task).write_text("from helper_of_mine import LIMIT\n" + Path(task).read_text())
     rows = [{"task": "math"}, {"task": task}, {"task": "math"}]
     before = reward.fingerprint(rows)
     assert reward.fingerprint(rows[:0:-1]) == before != reward.fingerprint(rows[:1])
-    for module in (reward, lib.answers, lib.latex, load_task("math"), load_task(task)):
-        changed = tmp_path / "changed.py"
-        changed.write_text(Path(module.__file__).read_text() + "#")
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "__file__", str(changed))
-            assert reward.fingerprint(rows) != before
+    read = Path.read_bytes
+    paths = [m.__file__ for m in (reward, lib.answers, lib.latex, load_task("math"))]
+    for path in (*paths, task, str(helper)):
+        for more, same in (("# a comment\n", True), ("x = 1\n", False)):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "read_bytes", lambda self, path=path, more=more: read(self) + (
+                    more.encode() if str(self) == path else b""))
+                assert (reward.fingerprint(rows) == before) == same, path
+    text = helper.read_text()
+    helper.write_text('"""A docstring."""\n' + text)
+    assert reward.fingerprint(rows) == before
+    assert grade(task, "LIMIT / 4").rewards == [0.75]
