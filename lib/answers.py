@@ -19,6 +19,7 @@ import math
 import operator
 import random
 import re
+import warnings
 from fractions import Fraction
 from functools import lru_cache, partial, reduce
 from typing import NamedTuple
@@ -82,13 +83,17 @@ def is_equivalent(prediction, answer):
             return a == b != ()
         letters = choice(prediction), choice(answer)
         if all(letters) and letters[0][0] == letters[1][0]:
-            return None in (letters[0][1], letters[1][1])
+            return None in (letters[0][1], letters[1][1]) or letters[0][1] == letters[1][1]
         x, y = read(prediction), read(answer)
         if (x.kind == "list") != (y.kind == "list"):  # 108,135 is a number, or a list beside a list
             x, y = (read(text, thousands=z.kind == "list")
                     for text, z in ((prediction, x), (answer, y)))
         return same(x, y)
     except (ValueError, ArithmeticError, RecursionError):  # not readable, no value, or too large
+        return False
+    except Exception as e:  # a fault of this file or of latex.py; it must not end a training run
+        warnings.warn(f"{prediction[:200]!r} and {answer[:200]!r} could not be compared ({e!r}), "
+                      "so they count as different", stacklevel=2)
         return False
 
 
@@ -441,7 +446,9 @@ def same_numbers(a, b):
     real = not discrete or any(x.head[0] in "xyztuvw" for x in free)  # usual names of reals
     points = real_points(free, used) if real else []
     if discrete:
-        points += [Point(i, whole=True) for i in range(12)]
+        # The floors of n/100 and n/101 differ at large numbers; powers of these would be too large.
+        large = used.isdisjoint({"^", "factorial", "binom"})
+        points += [Point(i, whole=True) for i in range(18 if large else 12)]
     # Without sums a tiny value can't be the rounding error of a difference: it must agree, too.
     relative = not used & {"+", "app", "floor", "ceil", *FUNCTIONS}
     bare = {PERCENT} if "unit" in (a.kind, b.kind) else set()
@@ -533,11 +540,13 @@ def evaluate(x, point):
 def variable(name, point):
     """A random value that depends on name and point only.
 
-    In (0.1, 0.9), (1.1, 2.9) or (40, 400); or an integer, if the point is whole.
+    In (0.1, 0.9), (1.1, 2.9) or (40, 400); or an integer, if the point is whole: up to 300 or, from
+    point 12 on, up to 10^14.
     """
     rng = random.Random(f"{name} {point.index}")
     if point.whole:
-        return Fraction(rng.randint(1, (8, 40, 300)[point.index % 3]))
+        most = (8, 40, 300)[point.index % 3] if point.index < 12 else 100 ** (point.index - 10)
+        return Fraction(rng.randint(1, most))
     low, high = ((1, 9), (11, 29), (11, 29), (400, 4000), (400, 4000), (10**6, 10**7))[point.index]
     value = Fraction(rng.randint(low << 30, high << 30), 10 << 30)
     return -value if name == point.negative else value

@@ -531,8 +531,13 @@ class Parser:
         words = []
         while self.next == "word" or words and self.next in ("/", "*", "×", "^"):
             if self.skip("^"):
-                power = str(self.argument().head)
-                words[-1:] = ["/"] * (power[0] == "-") + [words[-1] + power.strip("-").strip("1")]
+                power = self.argument()
+                if power.kind == "/" and {x.kind for x in power.parts} == {"number"}:  # m^{1/2}
+                    power = tree("number", head=Fraction(power.parts[0].head, power.parts[1].head))
+                if power.kind != "number":
+                    raise ValueError("a unit to the power of something that is not a number")
+                size = str(abs(power.head)) if abs(power.head) != 1 else ""  # m^1 is m
+                words[-1:] = ["/"] * (power.head < 0) + [words[-1] + size]
             elif self.skip("/"):
                 words += ["/", self.take("symbol")] if self.next == "symbol" else ["/"]
             elif not self.skip("*", "×"):

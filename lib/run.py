@@ -221,7 +221,7 @@ class Run:
         try:
             yield
         except RewardError as e:
-            self.stop(f"step {self.step}, {e}")
+            self.stop(f"error: step {self.step}: {str(e).removeprefix('error: ')}")
 
     def stop(self, error):
         """Exit with one line, after saving the steps that are complete."""

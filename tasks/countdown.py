@@ -55,9 +55,11 @@ def rows(split):
 
 def reward(response, answer, finished):
     """1.0 for an expression of the target, 0.1 for another expression of the same numbers."""
-    found = re.findall(r"<answer>([\d+*/() -]+)</answer>", response)
+    found = re.findall(rf"<answer>([\d() {re.escape(OPERATIONS)}]+)</answer>", response)
     target, numbers = answer.split(" from ")
     if not found or sorted(re.findall(r"\d+", found[-1])) != sorted(numbers.split()):
+        return 0.0
+    if re.search(r"[\d)] *\(|\) *\d", found[-1]):  # a product without a sign
         return 0.0
     return 1.0 if is_equivalent(found[-1], target) else 0.1
 

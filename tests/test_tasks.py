@@ -66,7 +66,8 @@ def test_countdown():
             ("<answer>9-3-2</answer>", 1), ("<answer>9</answer> <answer>9-(2+3)</answer>", 1),
             ("<answer> 9 - 2 - 3 </answer>", 1), ("<answer>9+3-2</answer>", 0.1), ("9-3-2", 0),
             ("<answer>9-5</answer>", 0), ("<answer>9-3-2-2+2</answer>", 0),
-            ("<answer>4</answer>", 0), ("<answer>9-3-2", 0), ("", 0),
+            ("<answer>4</answer>", 0), ("<answer>9-3-2", 0), ("", 0), ("<answer>2*3-9</answer>", 0),
+            ("<answer>9(3)-2</answer>", 0), ("<answer>(9)3-2</answer>", 0),
             ("<answer>__import__('os')</answer>", 0)):
         assert task.reward(response, "4 from 3 9 2", True) == expected, response
     row = {"id": "x", "task": "countdown", "prompt": "?", "answer": "4 from 3 9 2"}
@@ -207,12 +208,12 @@ def reward(response, answer, finished):
 
 
 def test_a_reward_that_fails_during_training_loses_nothing(train, small):
-    """One line says what failed, and a checkpoint has the steps before."""
+    """Its traceback says what failed, and a checkpoint has the steps before."""
     path = small / OUT / "mine.py"
     path.write_text(FAILS_IN_STEP_2)
     prepare.main(arguments(prepare, task=path))
-    with pytest.raises(SystemExit, match="error: step 2: the reward of task .*/mine.py raised "
-                                         "RuntimeError: on purpose"):
+    with pytest.raises(SystemExit, match="(?s)error: step 2: for the response .*/mine.py raised "
+                                         "this:.*RuntimeError: on purpose"):
         train(grpo, task=path, group_size=2, max_steps=3, save_every=0)
     assert [m["step"] for m in metrics_of(OUT)] == [0, 1]
     assert (small / OUT / "ckpt/step-000002").is_dir()
